@@ -1,0 +1,1 @@
+"""The control plane: everything behind the HTTP API, and the program `vdserver`."""

@@ -1,0 +1,1 @@
+"""Users, API tokens, wallets, and the limits of an account."""

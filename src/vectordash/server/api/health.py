@@ -1,0 +1,33 @@
+"""`/healthz` and `/readyz`: is the process alive, and can it serve?"""
+
+from litestar import Response, get
+from litestar.di import NamedDependency
+from sqlalchemy import Connection, text
+
+from vectordash.server.api.services import Services
+from vectordash.wire.errors import Unavailable
+
+
+@get("/healthz", opt={"public": True})
+async def healthz() -> dict[str, str]:
+    """Answer: the process is alive."""
+    return {"status": "alive"}
+
+
+@get("/readyz", opt={"public": True})
+async def readyz(services: NamedDependency[Services]) -> Response[dict[str, str]]:
+    """Answer 200 if the store is reachable and the reconciler goes round; 503 and why if not."""
+    problems = {}
+    try:
+        await services.store.read(_reachable)
+    except Unavailable as error:
+        problems["store"] = error.message
+    if not services.reconciler_fresh():
+        problems["reconciler"] = "it has not gone round lately"
+    if problems:
+        return Response({"status": "not ready", **problems}, status_code=503, headers={"Retry-After": "2"})
+    return Response({"status": "ready"})
+
+
+def _reachable(connection: Connection) -> None:
+    connection.execute(text("select 1"))

@@ -1,0 +1,97 @@
+"""The outermost layer, raw ASGI: what holds for every answer, whoever gives it.
+
+A request id, the documented headers (`Content-Type`, and `Status`, which repeats the status line), one log
+line, and two things that the framework would do otherwise: `OPTIONS` is refused as any other method that a
+path does not have, and `//api//gpus` is the same as `/api/gpus`. Paths are logged, never queries or headers.
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from http import HTTPStatus
+from typing import Any, cast
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, HTTPScope, Message, Receive, Scope, Send
+
+from vectordash.wire import errors
+
+log = logging.getLogger("vectordash.access")
+
+_JSON = b"application/json; charset=utf-8"
+_NAMES = {kind.code: kind.name for kind in (errors.IncompleteProfile, errors.GpuUnavailable)}
+"""Codes that the reference names otherwise than HTTP does."""
+
+
+class Outermost:
+    """Wraps the application; `live` are the tasks of requests in flight, for the drain at the end."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.live: set[asyncio.Task[Any]] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != ScopeType.HTTP:
+            await self._app(scope, receive, send)
+        else:
+            await self._serve(scope, receive, send)
+
+    async def _serve(self, scope: HTTPScope, receive: Receive, send: Send) -> None:
+        request_id = secrets.token_hex(8)
+        scope["state"] = scope.get("state") or {}
+        scope["state"]["request_id"] = request_id
+        scope["path"] = path = _tidy(scope["path"])
+        method = scope["method"]
+        if method == "OPTIONS":
+            scope["method"] = cast("Any", "TRACE")  # a method that no path has
+        began = time.perf_counter()
+        answered = 0
+
+        async def tell(message: Message) -> None:
+            nonlocal answered
+            if message["type"] == "http.response.start":
+                answered = message["status"]
+                message["headers"] = _headers(message["status"], message["headers"], scope, path)
+            await send(message)
+
+        task = asyncio.current_task()
+        if task is not None:
+            self.live.add(task)
+        try:
+            await self._app(scope, receive, tell)
+        finally:
+            if task is not None:
+                self.live.discard(task)
+            log.info(
+                "%s %s %d",
+                method,
+                path,
+                answered,
+                extra={"ms": round((time.perf_counter() - began) * 1000, 1), "request_id": request_id},
+            )
+
+
+def _tidy(path: str) -> str:
+    """One slash between segments and none at the end."""
+    return re.sub(r"/{2,}", "/", path).rstrip("/") or "/"
+
+
+def _headers(status: int, headers: Any, scope: HTTPScope, path: str) -> list[tuple[bytes, bytes]]:
+    kept = [(name, value) for name, value in headers if name.lower() != b"status"]
+    if path.startswith("/api"):
+        kept = [(name, value) for name, value in kept if name.lower() != b"content-type" or _is_text(value)]
+        if status == HTTPStatus.NO_CONTENT:
+            kept.append((b"content-type", b"application/octet-stream"))
+        elif not any(name.lower() == b"content-type" for name, _ in kept):
+            kept.append((b"content-type", _JSON))
+        kept.append((b"status", f"{status} {_NAMES.get(status) or HTTPStatus(status).phrase}".encode()))
+        kept += scope["state"].get("limit_headers", ())
+    kept.append((b"x-request-id", scope["state"]["request_id"].encode()))
+    return kept
+
+
+def _is_text(content_type: bytes) -> bool:
+    return content_type.startswith(b"text/plain")

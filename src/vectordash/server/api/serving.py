@@ -1,0 +1,92 @@
+"""Serves the application over HTTP until told to stop; the only file that knows the HTTP server.
+
+Granian's embedded server shares the process with the reconciler. It does not drain by itself: long polls
+are answered, requests in flight get a grace, and what is left then is cancelled.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable
+
+from granian.constants import Interfaces
+from granian.server.embed import Server
+
+from vectordash.server.api.middleware import Outermost
+from vectordash.server.settings import Settings
+
+_GRACE = 8.0
+"""Seconds that a request in flight has after the signal."""
+_BACKLOG = 2048
+
+
+class PortInUse(Exception):
+    """Something else listens there; the message says where, and what to do."""
+
+
+def probe(host: str, port: int) -> None:
+    """Raise `PortInUse` unless the port is free: the HTTP server would share it silently."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as plain:
+        plain.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            plain.bind((host, port))
+        except OSError as error:
+            raise PortInUse(
+                f"Port {port} on {host} cannot be used: {error.strerror}. Stop what listens there, or take "
+                f"another port: --port {port + 1}"
+            ) from error
+
+
+async def serve(
+    app: Outermost,
+    settings: Settings,
+    *,
+    stop: asyncio.Event,
+    ready: Callable[[], None],
+    draining: Callable[[], None],
+) -> None:
+    """Serve until `stop`, then drain: `draining` is to answer those who wait."""
+    server = Server(
+        app,
+        address=settings.host,
+        port=settings.port,
+        interface=Interfaces.ASGINL,
+        backlog=_BACKLOG,
+        backpressure=2 * _BACKLOG,
+        log_enabled=False,
+        websockets=False,
+    )
+    serving = asyncio.create_task(server.serve())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await _listening(settings, serving)
+        ready()
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        draining()
+        await asyncio.sleep(0.1)
+        if not serving.done():
+            server.stop()  # type: ignore[no-untyped-call]
+            await asyncio.wait({serving}, timeout=_GRACE)
+        for task in set(app.live):
+            task.cancel()
+        await asyncio.wait({serving}, timeout=2)
+    finally:
+        stopping.cancel()
+        if not serving.done():
+            serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+
+
+async def _listening(settings: Settings, serving: asyncio.Task[None]) -> None:
+    """Wait until a connection is accepted, so that whoever reads “ready” is never refused."""
+    while not serving.done():
+        try:
+            _, writer = await asyncio.open_connection(settings.host, settings.port)
+        except OSError:
+            await asyncio.sleep(0.005)
+        else:
+            writer.close()
+            await writer.wait_closed()
+            return

@@ -1,0 +1,1 @@
+"""GPU types with their figures, and images."""

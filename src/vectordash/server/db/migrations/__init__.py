@@ -1,0 +1,1 @@
+"""Migrations of the store, run by Alembic; `db/migrate.py` is the way in."""

@@ -1,0 +1,1 @@
+"""Drivers: where instances run, behind one small protocol (`base.py`)."""

@@ -1,0 +1,177 @@
+"""A cluster in memory that obeys the protocol to the letter, and takes orders for faults.
+
+It ships with the server: for tests, benches and simulations of thousands of machines. The same contract
+suite runs against it and against real clusters, so it cannot lie unless it is told to.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vectordash.server.drivers.base import (
+    Access,
+    PortBusy,
+    SeenGpu,
+    SeenInstance,
+    SeenMachine,
+    Spec,
+    Unreachable,
+)
+
+Call = Literal["identity", "machines", "instances", "instance", "ensure", "login", "remove"]
+
+
+@dataclass(slots=True)
+class Fault:
+    """An order: the next `times` calls of this kind go wrong, of one card only if `gpu` is given."""
+
+    call: Call
+    error: Exception | None = None
+    """Raised, before anything is done, or after it if `after`."""
+    delay: float = 0.0
+    """Seconds that the call takes; `inf`: it hangs."""
+    after: bool = False
+    gpu: str | None = None
+    times: int = 1
+
+
+@dataclass(slots=True)
+class FakeInstance:
+    """Something that the fake cluster runs."""
+
+    spec: Spec
+    running: bool = True
+
+
+def simple_machine(name: str = "m1", *models: str, vram: int = 11) -> SeenMachine:
+    """Describe a machine with one simulated card a model."""
+    cards = tuple(
+        SeenGpu(f"GPU-{name}-{number}", model, vram, simulated=True) for number, model in enumerate(models)
+    )
+    return SeenMachine(
+        name=name,
+        online=True,
+        cpu="AMD Ryzen Threadripper 1950X",
+        cores=16,
+        ram=64,
+        disk=1000,
+        address="127.0.0.1",
+        gpus=cards,
+    )
+
+
+@dataclass(slots=True)
+class FakeDriver:
+    """The cluster. Tests look into its fields and change them."""
+
+    inventory: list[SeenMachine]
+    name: str = "fake-1"
+    reachable: bool = True
+    there: dict[str, FakeInstance] = field(default_factory=dict)
+    hidden: set[str] = field(default_factory=set)
+    """Names that a list leaves out although they are there: a lie."""
+    vanished: dict[str, FakeInstance] = field(default_factory=dict)
+    busy_ports: set[int] = field(default_factory=set)
+    """Ports that another program uses."""
+    faults: list[Fault] = field(default_factory=list)
+    calls: Counter[Call] = field(default_factory=Counter)
+    kind: str = "fake"
+    user: str = "ubuntu"
+    start_deadline: float = 15.0
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def identity(self) -> str:
+        """See `Driver`."""
+        await self._meet("identity")
+        return self.name
+
+    async def machines(self) -> Sequence[SeenMachine]:
+        """See `Driver`."""
+        await self._meet("machines")
+        return tuple(self.inventory)
+
+    async def instances(self) -> Sequence[SeenInstance]:
+        """See `Driver`."""
+        await self._meet("instances")
+        return tuple(_seen(name, one) for name, one in self.there.items() if name not in self.hidden)
+
+    async def instance(self, name: str) -> SeenInstance | None:
+        """See `Driver`."""
+        await self._meet("instance")
+        one = self.there.get(name)
+        return None if one is None else _seen(name, one)
+
+    async def ensure(self, spec: Spec) -> None:
+        """See `Driver`."""
+        fault = await self._meet("ensure", spec.gpus)
+        one = self.there.get(spec.name)
+        if spec.port in self.busy_ports and (one is None or not one.running):
+            raise PortBusy(spec.port)
+        if one is None:
+            self.there[spec.name] = FakeInstance(spec)
+        else:
+            one.running = True
+        if fault is not None and fault.error is not None:
+            raise fault.error
+
+    async def login(self, access: Access) -> None:
+        """See `Driver`."""
+        gpus = next((one.spec.gpus for one in self.there.values() if one.spec.port == access.port), ())
+        await self._meet("login", gpus)
+
+    async def remove(self, name: str) -> None:
+        """See `Driver`."""
+        one = self.there.get(name)
+        fault = await self._meet("remove", one.spec.gpus if one else ())
+        self.there.pop(name, None)
+        if fault is not None and fault.error is not None:
+            raise fault.error
+
+    async def changed(self) -> None:
+        """See `Driver`."""
+        await self._news.wait()
+        self._news.clear()
+
+    async def close(self) -> None:
+        """See `Driver`."""
+
+    def stop(self, name: str) -> None:
+        """Let an instance stop by itself, as in a power cut."""
+        self.there[name].running = False
+        self._news.set()
+
+    def vanish(self, name: str) -> None:
+        """Let an instance be gone without a trace."""
+        self.vanished[name] = self.there.pop(name)
+        self._news.set()
+
+    def come_back(self, name: str) -> None:
+        """Let a vanished instance be there again."""
+        self.there[name] = self.vanished.pop(name)
+        self._news.set()
+
+    async def _meet(self, call: Call, gpus: tuple[str, ...] = ()) -> Fault | None:
+        """Count the call and suffer what was ordered for it; gives a fault that strikes after the deed."""
+        self.calls[call] += 1
+        if not self.reachable:
+            raise Unreachable("the fake cluster was told not to answer")
+        fault = next((one for one in self.faults if one.call == call and one.gpu in (None, *gpus)), None)
+        if fault is None:
+            return None
+        fault.times -= 1
+        if fault.times <= 0:
+            self.faults.remove(fault)
+        if fault.delay == float("inf"):
+            await asyncio.Event().wait()
+        await asyncio.sleep(fault.delay)
+        if fault.after:
+            return fault
+        if fault.error is not None:
+            raise fault.error
+        return None
+
+
+def _seen(name: str, one: FakeInstance) -> SeenInstance:
+    return SeenInstance(name, "running" if one.running else "stopped", one.spec.gpus, one.spec.port)

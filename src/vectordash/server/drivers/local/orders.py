@@ -1,0 +1,58 @@
+"""What the driver and the program of an instance say to each other, once, at its start.
+
+The driver writes `Orders` to the program's standard input, the only way in for secrets: nothing of them is
+on disk, in arguments or in an environment. The program answers with one `Word` and hears no more. It runs
+on through upgrades of the server, so whatever else the two share (the lock, the mark, the folder's layout)
+may only be added to.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal, Self
+
+VERSION = 1
+MARK = "VECTORDASH_INSTANCE"
+"""The variable in the environment of every process of an instance: `<driver name>@<identity>`."""
+
+
+class _Message:
+    """Something said, as JSON. By the standard library, for the program's imports are waited for."""
+
+    def encode(self) -> bytes:
+        """Write it."""
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """Read it; both sides are of the same version, or the program refuses its orders."""
+        return cls(**json.loads(data))
+
+
+@dataclass(frozen=True, slots=True)
+class Orders(_Message):
+    """All that the program needs to know."""
+
+    user: str
+    """Who may log in."""
+    host_key: str
+    authorized_keys: list[str]
+    home: str
+    """As the program sees it."""
+    environ: dict[str, str]
+    """Of every shell and command."""
+    greeting: str
+    """A line shown when a shell starts."""
+    sandboxed: bool
+    listener: int
+    """File descriptor of the bound socket. The driver binds it, so a busy port is known at once."""
+    answer: int
+    """File descriptor of the pipe for the one word."""
+    version: int = VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Word(_Message):
+    """The program's answer."""
+
+    said: Literal["ready", "failed"]
+    reason: str = ""

@@ -1,0 +1,1 @@
+"""Instances: renting, placement, charge, life cycle, and everything a renter can do with one."""

@@ -1,0 +1,1 @@
+"""Clusters, machines, GPUs, and their listings: what could be rented, where, and at what price."""

@@ -1,0 +1,447 @@
+"""Every question asked of, and change made to, clusters, machines and GPUs. Offers are chosen here.
+
+Both ways to choose, for a POST without a date (`_LATEST`) and with one (`_CHEAPEST`), are one index seek.
+`GET /api/gpus` uses the very same order, one seek a type, so it shows the GPU that a POST would take.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    TextClause,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
+
+from vectordash.server.catalogue.store import type_for_card
+from vectordash.server.catalogue.tables import gpu_types
+from vectordash.server.clock import UNLIMITED, as_written
+from vectordash.server.drivers.base import SeenGpu, SeenMachine
+from vectordash.server.machines.tables import OFFERABLE, clusters, gpus, machines, orphans
+from vectordash.wire.gpu import Gpu
+
+_LATEST = (gpus.c.available_until.desc(), gpus.c.price, gpus.c.id)
+"""The longest promise, then the lowest price, then the lowest id."""
+_CHEAPEST = (gpus.c.price, gpus.c.available_until.desc(), gpus.c.id)
+"""The lowest price, then the longest promise, then the lowest id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A listed free GPU that a POST would take now."""
+
+    gpu_id: int
+    type: str
+    price: Decimal
+    until: datetime
+    machine_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What is needed of a machine to put an instance on one of its GPUs."""
+
+    machine_id: int
+    cluster_id: int
+    cpu: str
+    cores: int
+    ram: int
+    disk: int
+    gpus: int
+    """How many cards it has."""
+    bound_address: str
+    address: str
+    probe_address: str
+    first_port: int
+    last_port: int
+    last_given_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster as it was joined."""
+
+    id: int
+    name: str
+    driver: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class GpuRow:
+    """One card, for the operator's lists."""
+
+    id: int
+    type: str
+    model: str
+    machine: str
+    simulated: bool
+    listed: bool
+    price: Decimal
+    available_until: datetime
+    reserved_until: datetime | None
+    present: bool
+    free: bool
+    suspect_why: str
+
+
+def best_offer(
+    connection: Connection,
+    type_: str,
+    now: datetime,
+    *,
+    at_least_until: datetime,
+    cheapest: bool = False,
+    without: Collection[int] = (),
+) -> Offer | None:
+    """Which GPU of this type would be rented now? `cheapest` is for a renter who named a date."""
+    query = (
+        select(gpus.c.id, gpus.c.type, gpus.c.price, gpus.c.available_until, gpus.c.machine_id)
+        .where(gpus.c.type == type_, *_offered(now, at_least_until))
+        .order_by(*(_CHEAPEST if cheapest else _LATEST))
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    if without:
+        query = query.where(gpus.c.id.not_in(without))
+    row = connection.execute(query).one_or_none()
+    return None if row is None else Offer(*row)
+
+
+def offers(connection: Connection, now: datetime, at_least_until: datetime) -> list[Gpu]:
+    """What can be rented now? One row a type that has a free GPU, in the catalogue's order."""
+    first = (
+        select(gpus.c.id)
+        .where(gpus.c.type == gpu_types.c.name, *_offered(now, at_least_until))
+        .order_by(*_LATEST)
+        .limit(1)
+        .correlate(gpu_types)
+        .scalar_subquery()
+    )
+    offered = gpus.alias("offered")
+    query = (
+        select(
+            gpu_types.c.name,
+            gpu_types.c.gigaflops,
+            gpu_types.c.vram,
+            gpu_types.c.generation,
+            offered.c.price,
+            offered.c.available_until,
+            gpu_types.c.asic,
+        )
+        .join_from(gpu_types, offered, offered.c.id == first)
+        .order_by(gpu_types.c.position)
+    )
+    return [
+        Gpu(
+            type=name,
+            teraflops=_teraflops(gigaflops),
+            vram=vram,
+            generation=generation,
+            hourly_price=price,
+            max_availability=as_written(until),
+            asic=asic,
+        )
+        for name, gigaflops, vram, generation, price, until, asic in connection.execute(query)
+    ]
+
+
+def _teraflops(gigaflops: int) -> Decimal:
+    """11340 is 11.34, and 15000 is 15.0: as many decimals as it takes, at least one."""
+    exact = (Decimal(gigaflops) / 1000).normalize()
+    return max(exact, exact.quantize(Decimal("0.1")), key=lambda value: -int(value.as_tuple().exponent))
+
+
+def next_reservation_end(connection: Connection, type_: str) -> datetime | None:
+    """When does the first reservation of a GPU of this type end?"""
+    query = select(func.min(gpus.c.reserved_until)).where(OFFERABLE, gpus.c.type == type_)
+    return connection.execute(query).scalar()
+
+
+def _offered(now: datetime, at_least_until: datetime) -> tuple[ColumnElement[bool] | TextClause, ...]:
+    return (
+        OFFERABLE,
+        gpus.c.available_until >= at_least_until,
+        or_(gpus.c.reserved_until.is_(None), gpus.c.reserved_until <= now),
+    )
+
+
+# --- holding ---------------------------------------------------------------------------------------------
+
+
+def take(connection: Connection, gpu_id: int) -> None:
+    """Hold a GPU for an attempt. The attempts' unique index is what makes a double sale impossible."""
+    connection.execute(update(gpus).where(gpus.c.id == gpu_id).values(free=False))
+
+
+def give_back(connection: Connection, gpu_id: int) -> None:
+    """Let go of a GPU whose attempt is gone."""
+    connection.execute(update(gpus).where(gpus.c.id == gpu_id).values(free=True))
+
+
+def suspect(connection: Connection, gpu_id: int, why: str) -> None:
+    """Keep a GPU from being offered until it was seen well again."""
+    connection.execute(update(gpus).where(gpus.c.id == gpu_id).values(suspect=True, suspect_why=why))
+
+
+def place_of(connection: Connection, machine_id: int) -> Place:
+    """What is there to know of a machine before an instance is put on it?"""
+    count = select(func.count()).where(gpus.c.machine_id == machines.c.id).scalar_subquery()
+    row = connection.execute(
+        select(
+            machines.c.id.label("machine_id"),
+            machines.c.cluster_id,
+            machines.c.cpu,
+            machines.c.cores,
+            machines.c.ram,
+            machines.c.disk,
+            count.label("gpus"),
+            machines.c.bound_address,
+            machines.c.address,
+            machines.c.probe_address,
+            clusters.c.first_port,
+            clusters.c.last_port,
+            machines.c.last_given_port,
+        )
+        .join_from(machines, clusters, machines.c.cluster_id == clusters.c.id)
+        .where(machines.c.id == machine_id)
+    )
+    return Place(**row.mappings().one())
+
+
+def note_port(connection: Connection, machine_id: int, port: int) -> None:
+    """Remember which port was given last."""
+    connection.execute(update(machines).where(machines.c.id == machine_id).values(last_given_port=port))
+
+
+# --- what was observed -----------------------------------------------------------------------------------
+
+
+def cluster_named(connection: Connection, name: str) -> Cluster | None:
+    """Which cluster bears this name?"""
+    query = select(clusters.c.id, clusters.c.name, clusters.c.driver, clusters.c.identity)
+    row = connection.execute(query.where(clusters.c.name == name)).one_or_none()
+    return None if row is None else Cluster(*row)
+
+
+def join(
+    connection: Connection, now: datetime, name: str, driver: str, identity: str, ports: tuple[int, int]
+) -> Cluster:
+    """Take a cluster in, or give it as it was joined before."""
+    if (known := cluster_named(connection, name)) is not None:
+        connection.execute(
+            update(clusters).where(clusters.c.id == known.id).values(first_port=ports[0], last_port=ports[1])
+        )
+        return known
+    cluster_id = connection.execute(
+        insert(clusters)
+        .values(
+            name=name,
+            driver=driver,
+            identity=identity,
+            first_port=ports[0],
+            last_port=ports[1],
+            created_at=now,
+        )
+        .returning(clusters.c.id)
+    ).scalar_one()
+    return Cluster(cluster_id, name, driver, identity)
+
+
+def last_seen(connection: Connection, cluster_id: int) -> datetime | None:
+    """When was this cluster last seen well?"""
+    return connection.execute(
+        select(func.max(machines.c.seen_at)).where(machines.c.cluster_id == cluster_id)
+    ).scalar()
+
+
+def record_machines(
+    connection: Connection, now: datetime, cluster_id: int, seen: Sequence[SeenMachine]
+) -> None:
+    """Write what an inventory showed. New cards appear unlisted; missing ones are no longer present."""
+    known = select(machines.c.name, machines.c.id).where(machines.c.cluster_id == cluster_id)
+    ids = dict(iter(connection.execute(known)))
+    present: set[str] = set()
+    for machine in seen:
+        machine_id = _record_machine(connection, now, cluster_id, ids.get(machine.name), machine)
+        for card in machine.gpus:
+            _record_gpu(connection, machine_id, card, online=machine.online)
+            present.add(card.uuid)
+    missing = {machine_id for name, machine_id in ids.items() if name not in {m.name for m in seen}}
+    if missing:
+        connection.execute(update(machines).where(machines.c.id.in_(missing)).values(online=False))
+    here = select(machines.c.id).where(machines.c.cluster_id == cluster_id)
+    gone = connection.execute(
+        select(gpus.c.id, gpus.c.uuid).where(gpus.c.machine_id.in_(here), gpus.c.present)
+    ).all()
+    lost = [gpu_id for gpu_id, uuid in gone if uuid not in present]
+    if lost:
+        connection.execute(update(gpus).where(gpus.c.id.in_(lost)).values(present=False))
+
+
+def _record_machine(
+    connection: Connection, now: datetime, cluster_id: int, machine_id: int | None, seen: SeenMachine
+) -> int:
+    values = {
+        "online": seen.online,
+        "cpu": seen.cpu,
+        "cores": seen.cores,
+        "ram": seen.ram,
+        "disk": seen.disk,
+        "bound_address": seen.address,
+        "address": seen.address,
+        "probe_address": seen.address,
+    }
+    if machine_id is not None:
+        connection.execute(update(machines).where(machines.c.id == machine_id).values(values))
+        return machine_id
+    made = insert(machines).values(values | {"cluster_id": cluster_id, "name": seen.name, "seen_at": now})
+    return connection.execute(made.returning(machines.c.id)).scalar_one()
+
+
+def _record_gpu(connection: Connection, machine_id: int, card: SeenGpu, *, online: bool) -> None:
+    known = connection.execute(select(gpus.c.id).where(gpus.c.uuid == card.uuid)).scalar()
+    if known is not None:
+        connection.execute(
+            update(gpus).where(gpus.c.id == known).values(machine_id=machine_id, present=online)
+        )
+        return
+    connection.execute(
+        insert(gpus).values(
+            machine_id=machine_id,
+            uuid=card.uuid,
+            model=card.model,
+            type=type_for_card(connection, card.model, card.vram),
+            vram=card.vram,
+            simulated=card.simulated,
+            price=Decimal(0),
+            available_until=UNLIMITED,
+            present=online,
+        )
+    )
+
+
+def seen_well(connection: Connection, now: datetime, cluster_id: int) -> None:
+    """Write that a pass saw this cluster's online machines well: one row a machine, not an instance."""
+    connection.execute(
+        update(machines).where(machines.c.cluster_id == cluster_id, machines.c.online).values(seen_at=now)
+    )
+
+
+def offline(connection: Connection, cluster_id: int) -> None:
+    """Write that a cluster does not answer: nothing on it is offered."""
+    connection.execute(update(machines).where(machines.c.cluster_id == cluster_id).values(online=False))
+    here = select(machines.c.id).where(machines.c.cluster_id == cluster_id)
+    connection.execute(update(gpus).where(gpus.c.machine_id.in_(here)).values(present=False))
+
+
+def keep_orphans(
+    connection: Connection, now: datetime, cluster_id: int, found: Sequence[tuple[str, str, int | None]]
+) -> list[str]:
+    """Write which unknown instances are there now (name, cards, port); gives the names of new ones.
+
+    Their cards become suspect, and stay so while the orphan is there.
+    """
+    known = set(
+        connection.execute(select(orphans.c.name).where(orphans.c.cluster_id == cluster_id)).scalars()
+    )
+    names = {name for name, _, _ in found}
+    connection.execute(
+        delete(orphans).where(orphans.c.cluster_id == cluster_id, orphans.c.name.in_(known - names))
+    )
+    for name, cards, port in found:
+        if name not in known:
+            connection.execute(
+                insert(orphans).values(
+                    cluster_id=cluster_id, name=name, gpu_uuids=cards, port=port, found_at=now
+                )
+            )
+        connection.execute(
+            update(gpus)
+            .where(gpus.c.uuid.in_(cards.split()), gpus.c.free)
+            .values(suspect=True, suspect_why=f"held by {name}, which this store does not know")
+        )
+    return sorted(names - known)
+
+
+def all_orphans(connection: Connection) -> list[tuple[str, str, datetime]]:
+    """Which unknown instances are there? (cluster, driver name, since when)"""
+    query = select(clusters.c.name, orphans.c.name, orphans.c.found_at).join_from(
+        orphans, clusters, orphans.c.cluster_id == clusters.c.id
+    )
+    return [(cluster, name, found) for cluster, name, found in connection.execute(query)]
+
+
+def orphan_ports(connection: Connection, cluster_id: int) -> set[int]:
+    """Which ports are held by instances that nobody knows?"""
+    query = select(orphans.c.port).where(orphans.c.cluster_id == cluster_id, orphans.c.port.is_not(None))
+    return set(connection.execute(query).scalars())
+
+
+def clear_well(connection: Connection, cluster_id: int) -> None:
+    """Offer suspect GPUs again that are present, held by nobody, and not held by an orphan."""
+    here = select(machines.c.id).where(machines.c.cluster_id == cluster_id)
+    held = exists().where(
+        orphans.c.cluster_id == cluster_id,
+        (literal(" ") + orphans.c.gpu_uuids + " ").contains(literal(" ") + gpus.c.uuid + " "),
+    )
+    connection.execute(
+        update(gpus)
+        .where(and_(gpus.c.suspect, gpus.c.present, gpus.c.free, gpus.c.machine_id.in_(here), ~held))
+        .values(suspect=False, suspect_why="")
+    )
+
+
+# --- the operator's ----------------------------------------------------------------------------------------
+
+
+def all_gpus(connection: Connection) -> list[GpuRow]:
+    """Which cards are there, and what is offered?"""
+    query = (
+        select(
+            gpus.c.id,
+            gpus.c.type,
+            gpus.c.model,
+            machines.c.name.label("machine"),
+            gpus.c.simulated,
+            gpus.c.listed,
+            gpus.c.price,
+            gpus.c.available_until,
+            gpus.c.reserved_until,
+            gpus.c.present,
+            gpus.c.free,
+            gpus.c.suspect_why,
+        )
+        .join_from(gpus, machines, gpus.c.machine_id == machines.c.id)
+        .order_by(gpus.c.id)
+    )
+    return [GpuRow(**row) for row in connection.execute(query).mappings()]
+
+
+def change_listing(connection: Connection, gpu_ids: Collection[int], values: dict[str, object]) -> set[int]:
+    """Change what the operator decides of these cards; gives the ids that exist."""
+    changed = connection.execute(
+        update(gpus)
+        .where(gpus.c.id.in_(bindparam("ids", expanding=True)))
+        .values(values)
+        .returning(gpus.c.id),
+        {"ids": list(gpu_ids)},
+    )
+    return set(changed.scalars())
+
+
+def uuid_of(connection: Connection, gpu_id: int) -> str:
+    """What is this card's own identity?"""
+    return connection.execute(select(gpus.c.uuid).where(gpus.c.id == gpu_id)).scalar_one()

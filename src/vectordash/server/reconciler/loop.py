@@ -1,0 +1,161 @@
+"""Who is due: the only endless loops of the server.
+
+One gives instances that are due to `instance.py`, many at a time; one a cluster makes passes (`machine.py`);
+one keeps house. All are woken by what happens, and look by themselves every few seconds in case nobody
+told them. An error of the store or of a cluster never ends a loop.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TypeVar
+
+from vectordash.server.accounts.service import Accounts
+from vectordash.server.clock import Clock
+from vectordash.server.db.session import Store
+from vectordash.server.instances import progress
+from vectordash.server.instances import store as instances
+from vectordash.server.instances.keys import Stock
+from vectordash.server.instances.rent import KEPT
+from vectordash.server.instances.waiting import Waiters
+from vectordash.server.reconciler.instance import Cluster, Surroundings, work_on
+from vectordash.server.reconciler.machine import Watch
+from vectordash.server.settings import Settings
+from vectordash.server.vault import Vault
+from vectordash.wire.errors import Unavailable
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_AT_ONCE = 64
+"""Instances worked on at a time."""
+_PAUSE = 1.0
+"""Seconds to wait after an error of the store."""
+
+
+@dataclass(slots=True)
+class Reconciler:
+    """The loops, and what they work with."""
+
+    store: Store
+    clock: Clock
+    settings: Settings
+    vault: Vault
+    clusters: Sequence[Cluster]
+    waiters: Waiters
+    accounts: Accounts
+    stock: Stock
+    beat: datetime | None = None
+    """When it last went round; `/readyz` looks at it."""
+    _woken: asyncio.Event = field(default_factory=asyncio.Event)
+    _at_work: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+
+    def wake(self) -> None:
+        """Something is due now."""
+        self._woken.set()
+
+    async def run(self) -> None:
+        """Run until cancelled; what was begun is given up cleanly, to be taken up from the store."""
+        around = Surroundings(self.store, self.clock, self.vault, {one.id: one for one in self.clusters})
+        try:
+            async with asyncio.TaskGroup() as loops:
+                for cluster in self.clusters:
+                    loops.create_task(self._watch(cluster))
+                loops.create_task(self._give_out(around))
+                loops.create_task(self._keep_house())
+                loops.create_task(self._keep_stock())
+        finally:
+            for task in self._at_work.values():
+                task.cancel()
+            await asyncio.gather(*self._at_work.values(), return_exceptions=True)
+
+    async def _give_out(self, around: Surroundings) -> None:
+        """Have everybody worked on who is due."""
+        while True:
+            self._woken.clear()
+            pause = self.settings.poll
+            try:
+                now = self.clock()
+                self.beat = now
+                free = _AT_ONCE - len(self._at_work)
+                if free > 0:
+                    for key in await self.store.read(progress.due, now, free + len(self._at_work)):
+                        if key not in self._at_work and len(self._at_work) < _AT_ONCE:
+                            self._begin(around, key)
+                    pause = self._until(await self.store.read(progress.next_due))
+            except Unavailable as error:
+                log.warning("the store does not answer: %s", error)
+                pause = _PAUSE
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._woken.wait()
+
+    def _until(self, due_at: datetime | None) -> float:
+        """Seconds to sleep: until the next is due, but never longer than a poll, nor too short."""
+        if due_at is None:
+            return self.settings.poll
+        return min(self.settings.poll, max(0.05, (due_at - self.clock()).total_seconds()))
+
+    def _begin(self, around: Surroundings, key: str) -> None:
+        task = asyncio.create_task(work_on(around, key), name=f"instance {key}")
+        self._at_work[key] = task
+
+        def done(task: asyncio.Task[None]) -> None:
+            del self._at_work[key]
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.warning("instance %s: %s", key, error)
+            self.waiters.tell(key)
+            self._woken.set()
+
+        task.add_done_callback(done)
+
+    async def _watch(self, cluster: Cluster) -> None:
+        """Pass over one cluster, when it has news and every few seconds."""
+        settings = self.settings
+        watch = Watch(self.store, self.clock, cluster, settings.grace, settings.machine_timeout)
+        while True:
+            await self._survive(watch.look)
+            self._woken.set()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.poll):
+                    await cluster.driver.changed()
+
+    async def _keep_house(self) -> None:
+        """What is to be done now and then, each apart, so that one failing keeps no other from its turn."""
+        while True:
+            for chore in (
+                self.accounts.keep_uses,
+                self.waiters.look,
+                self._end_those_over_time,
+                self._forget_promises,
+            ):
+                await self._survive(chore)
+            await asyncio.sleep(self.settings.poll)
+
+    async def _keep_stock(self) -> None:
+        """Keep key pairs ready; apart from the chores, since making 64 takes seconds."""
+        while True:
+            await self._survive(self.stock.refill)
+            await asyncio.sleep(self.settings.poll)
+
+    async def _end_those_over_time(self) -> None:
+        if keys := await self.store.write(progress.end_those_over_time, self.clock()):
+            for key in keys:
+                self.waiters.tell(key)
+            self._woken.set()
+
+    async def _forget_promises(self) -> None:
+        await self.store.write(instances.forget_promises, self.clock() - KEPT - timedelta(hours=1))
+
+    async def _survive(self, deed: Callable[[], Awaitable[T]]) -> T | None:
+        """Do it; an error is logged, and the loop goes on."""
+        try:
+            return await deed()
+        except Unavailable as error:
+            log.warning("the store does not answer: %s", error)
+        except Exception:  # a loop that ends would leave every instance alone
+            log.exception("%s failed", deed)
+        return None

@@ -1,0 +1,518 @@
+"""The driver `local`: life and death of instances, and what a renter inside cannot do."""
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import uvloop
+
+from vectordash.server.drivers.base import PortBusy, SeenInstance, Spec, StartFailed
+from vectordash.server.drivers.local import processes
+from vectordash.server.drivers.local.driver import LocalDriver
+from vectordash.server.drivers.local.sandbox import NoSandbox, Sandbox
+
+PLAIN = NoSandbox("the test wants none")
+
+MakeSpec = Callable[..., Spec]
+
+
+@pytest_asyncio.fixture(params=[None, PLAIN], ids=["sandboxed", "plain"])
+async def driver(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[LocalDriver]:
+    """A driver, with and without a sandbox, that leaves nothing behind."""
+    async for made in running_driver(tmp_path, request.param):
+        yield made
+
+
+@pytest_asyncio.fixture
+async def sandboxed(tmp_path: Path) -> AsyncIterator[LocalDriver]:
+    """A driver with a sandbox."""
+    async for made in running_driver(tmp_path, None):
+        assert isinstance(made.sandbox, Sandbox), made.sandbox
+        yield made
+
+
+async def running_driver(tmp_path: Path, sandbox: NoSandbox | None) -> AsyncIterator[LocalDriver]:
+    made = LocalDriver(tmp_path / "local", simulate=True, sandbox=sandbox)
+    yield made
+    for seen in await made.instances():
+        await made.remove(seen.name)
+    await made.close()
+
+
+def family(driver: LocalDriver, name: str) -> list[int]:
+    """List the processes of an instance."""
+    return [process.pid for process in processes.family(driver._mark(name))]
+
+
+async def eventually(condition: Callable[[], Any], within: float = 3.0) -> None:
+    """Wait for something that happens by itself."""
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        await asyncio.sleep(0.01)
+
+
+async def ssh(config: Path, command: str, *options: str) -> tuple[int, str]:
+    """Run a command by stock OpenSSH; the exit code and all that was printed."""
+    process = await asyncio.create_subprocess_exec(
+        "ssh",
+        "-F",
+        config,
+        *options,
+        "machine",
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    return process.returncode or 0, output.decode()
+
+
+# Life cycle
+
+
+async def test_an_instance_runs_after_ensure(driver: LocalDriver, make_spec: MakeSpec, keys: Any) -> None:
+    spec = make_spec()
+
+    await driver.ensure(spec)
+    await driver.login(keys.access(spec))
+
+    assert await driver.instances() == [SeenInstance(spec.name, "running")]
+    assert await driver.instance(spec.name) == SeenInstance(spec.name, "running")
+
+
+async def test_ensuring_again_changes_nothing(driver: LocalDriver, make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    await driver.ensure(spec)
+    before = family(driver, spec.name)
+
+    await asyncio.gather(driver.ensure(spec), driver.ensure(spec))
+
+    assert family(driver, spec.name) == before
+
+
+async def test_a_removed_instance_leaves_nothing(driver: LocalDriver, make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    await driver.ensure(spec)
+
+    await driver.remove(spec.name)
+
+    assert await driver.instance(spec.name) is None
+    assert await driver.instances() == []
+    assert family(driver, spec.name) == []
+    assert children_of_ours() == []
+    await driver.remove(spec.name)
+
+
+async def test_a_stopped_instance_starts_again_with_its_disk(
+    driver: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path]
+) -> None:
+    spec = make_spec()
+    await driver.ensure(spec)
+    assert await ssh(ssh_config(spec), "echo precious > file") == (0, "")
+    os.kill(family(driver, spec.name)[-1], signal.SIGKILL)
+
+    await asyncio.wait_for(driver.changed(), 3)
+    await eventually(lambda: not family(driver, spec.name))
+    assert await driver.instance(spec.name) == SeenInstance(spec.name, "stopped")
+    assert await driver.instances() == [SeenInstance(spec.name, "stopped")]
+    await driver.ensure(spec)
+
+    assert await ssh(ssh_config(spec), "cat file") == (0, "precious\n")
+
+
+async def test_an_unknown_instance_is_none(driver: LocalDriver) -> None:
+    assert await driver.instance("vd-never") is None
+    await driver.remove("vd-never")
+
+
+async def test_a_busy_port_is_told_apart(driver: LocalDriver, make_spec: MakeSpec, busy_port: int) -> None:
+    with pytest.raises(PortBusy) as caught:
+        await driver.ensure(make_spec(port=busy_port))
+
+    assert caught.value.port == busy_port
+    assert caught.value.transient
+
+
+async def test_an_instance_that_cannot_start_says_why(driver: LocalDriver, make_spec: MakeSpec) -> None:
+    with pytest.raises(StartFailed, match="Invalid"):
+        await driver.ensure(dataclasses.replace(make_spec(), host_key="no key"))
+
+    await eventually(lambda: not family(driver, "vd-one"))
+    assert await driver.instance("vd-one") == SeenInstance("vd-one", "stopped")
+
+
+async def test_an_unknown_gpu_is_refused(driver: LocalDriver, make_spec: MakeSpec) -> None:
+    with pytest.raises(StartFailed, match="GPU-none"):
+        await driver.ensure(dataclasses.replace(make_spec(), gpus=("GPU-none",)))
+
+
+async def test_a_cancelled_start_ends_in_the_same_place(driver: LocalDriver, make_spec: MakeSpec) -> None:
+    for delay in (0.0, 0.005, 0.02, 0.1):
+        spec = make_spec()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(driver.ensure(spec), delay)
+
+        await driver.remove(spec.name)
+
+        assert await driver.instance(spec.name) is None
+        assert family(driver, spec.name) == []
+
+
+async def test_many_start_at_once(sandboxed: LocalDriver, make_spec: MakeSpec, keys: Any) -> None:
+    specs = [make_spec(f"vd-{number}") for number in range(6)]
+
+    await asyncio.gather(*(sandboxed.ensure(spec) for spec in specs))
+    await asyncio.gather(*(sandboxed.login(keys.access(spec)) for spec in specs))
+
+    assert {seen.state for seen in await sandboxed.instances()} == {"running"}
+    await asyncio.gather(*(sandboxed.remove(spec.name) for spec in specs))
+    assert await sandboxed.instances() == []
+    assert children_of_ours() == []
+
+
+def test_the_driver_works_under_uvloop(tmp_path: Path, make_spec: MakeSpec, keys: Any) -> None:
+    async def live() -> None:
+        driver = LocalDriver(tmp_path / "local", simulate=True)
+        spec = make_spec()
+        await driver.ensure(spec)
+        await driver.login(keys.access(spec))
+        os.kill(family(driver, spec.name)[0], signal.SIGKILL)
+        await asyncio.wait_for(driver.changed(), 3)
+        await driver.remove(spec.name)
+        assert await driver.instance(spec.name) is None
+        await driver.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(live())
+    assert children_of_ours() == []
+
+
+async def test_a_disk_that_its_renter_made_hard_to_delete_is_deleted(
+    driver: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path], tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").touch()
+    spec = make_spec()
+    await driver.ensure(spec)
+    deep = "for i in $(seq 1500); do mkdir d && cd d; done; cd; "
+    code, said = await ssh(
+        ssh_config(spec), f"{deep} mkdir locked && touch locked/f && chmod 0 locked; ln -s {outside} link"
+    )
+    assert (code, said) == (0, "")
+
+    await driver.remove(spec.name)
+
+    assert await driver.instance(spec.name) is None
+    assert (outside / "file").exists()
+
+
+# The server dies
+
+SERVER = """
+import asyncio, pathlib, pickle, sys
+from vectordash.server.drivers.local.driver import LocalDriver
+from vectordash.server.drivers.local.sandbox import NoSandbox
+
+async def main():
+    folder, spec, sandbox = pickle.load(sys.stdin.buffer)
+    await LocalDriver(folder, simulate=True, sandbox=sandbox).ensure(spec)
+    print("ready", flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@contextlib.contextmanager
+def server(driver: LocalDriver, spec: Spec) -> Any:
+    """Run a server of its own that starts an instance, and kill it at the end."""
+    import pickle  # noqa: S403, PLC0415 - from ourselves to ourselves
+
+    with subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        pickle.dump((driver._folder.path, spec, driver.sandbox), process.stdin)
+        process.stdin.close()
+        yield process
+        process.kill()
+
+
+async def test_an_instance_survives_its_server(driver: LocalDriver, make_spec: MakeSpec, keys: Any) -> None:
+    spec = make_spec()
+    with server(driver, spec) as process:
+        assert await asyncio.to_thread(process.stdout.readline) == b"ready\n"
+
+    await driver.login(keys.access(spec))
+    assert await driver.instances() == [SeenInstance(spec.name, "running")]
+    os.kill(family(driver, spec.name)[-1], signal.SIGKILL)
+    await asyncio.wait_for(driver.changed(), 3)
+    await driver.remove(spec.name)
+
+    assert await driver.instance(spec.name) is None
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.003, 0.01, 0.03, 0.1, 0.2])
+async def test_a_server_killed_during_a_start_leaves_what_remove_clears(
+    driver: LocalDriver, make_spec: MakeSpec, delay: float
+) -> None:
+    spec = make_spec()
+    folder = driver._folder.path / spec.name
+    with server(driver, spec):
+        await eventually(folder.exists)
+        await asyncio.sleep(delay)
+
+    await driver.remove(spec.name)
+
+    assert await driver.instance(spec.name) is None
+    await asyncio.sleep(0.05)
+    assert family(driver, spec.name) == []
+
+
+async def test_a_server_killed_during_a_start_leaves_what_ensure_completes(
+    driver: LocalDriver, make_spec: MakeSpec, keys: Any
+) -> None:
+    spec = make_spec()
+    folder = driver._folder.path / spec.name
+    with server(driver, spec):
+        await eventually(folder.exists)
+
+    await driver.ensure(spec)
+    async with asyncio.timeout(5):
+        await driver.login(keys.access(spec))
+
+    assert await driver.instance(spec.name) == SeenInstance(spec.name, "running")
+
+
+async def test_half_made_folders_are_swept(tmp_path: Path) -> None:
+    (tmp_path / "local" / ".new-vd-one-abcd").mkdir(parents=True)
+
+    driver = LocalDriver(tmp_path / "local", sandbox=PLAIN)
+
+    assert [entry.name for entry in (tmp_path / "local").iterdir()] == ["id"]
+    assert LocalDriver(tmp_path / "local", sandbox=PLAIN)._identity == await driver.identity()
+
+
+async def test_without_its_folder_an_instance_ends_itself(
+    driver: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path]
+) -> None:
+    spec = make_spec()
+    await driver.ensure(spec)
+    left = "nohup sleep 61 >/dev/null 2>&1 </dev/null & env -i setsid sleep 62 >/dev/null 2>&1 </dev/null &"
+    assert await ssh(ssh_config(spec), left) == (0, "")
+    before = family(driver, spec.name)
+    assert len(before) >= 3
+
+    subprocess.run(["rm", "-rf", driver._folder.path / spec.name], check=True)
+
+    await eventually(lambda: not family(driver, spec.name))
+    await eventually(lambda: not any(alive(pid) for pid in before))
+    assert await driver.instance(spec.name) is None
+
+
+async def test_what_a_renter_detached_ends_with_the_instance(
+    driver: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path]
+) -> None:
+    spec = make_spec()
+    await driver.ensure(spec)
+    left = "env -i setsid sh -c 'sleep 63 & sleep 64' >/dev/null 2>&1 </dev/null & nohup sleep 65 >/dev/null 2>&1 </dev/null &"
+    assert await ssh(ssh_config(spec), left) == (0, "")
+    before = family(driver, spec.name)
+
+    await driver.remove(spec.name)
+
+    assert len(before) >= 4
+    assert not any(alive(pid) for pid in before)
+
+
+# Who gets in
+
+
+async def test_a_wrong_key_is_refused(driver: LocalDriver, make_spec: MakeSpec, keys: Any, other_keys: Any) -> None:
+    spec = make_spec()
+    await driver.ensure(spec)
+
+    with pytest.raises(StartFailed, match="refuses"):
+        await driver.login(dataclasses.replace(keys.access(spec), pem=other_keys.pem))
+
+
+@pytest.mark.parametrize("user", ["root", "nobody", "ubuntu "])
+async def test_a_wrong_user_is_refused(driver: LocalDriver, make_spec: MakeSpec, keys: Any, user: str) -> None:
+    spec = make_spec()
+    await driver.ensure(spec)
+
+    with pytest.raises(StartFailed, match="refuses"):
+        await driver.login(keys.access(spec, user))
+
+
+async def test_a_wrong_host_key_is_noticed(driver: LocalDriver, make_spec: MakeSpec, keys: Any, other_keys: Any) -> None:
+    spec = make_spec()
+    await driver.ensure(spec)
+
+    with pytest.raises(StartFailed, match="host key"):
+        await driver.login(dataclasses.replace(keys.access(spec), host_key=other_keys.host_public))
+
+
+async def test_a_login_waits_for_the_server(sandboxed: LocalDriver, make_spec: MakeSpec, keys: Any) -> None:
+    spec = make_spec()
+
+    async with asyncio.timeout(10):
+        await asyncio.gather(sandboxed.login(keys.access(spec)), sandboxed.ensure(spec))
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(sandboxed.login(keys.access(make_spec("vd-two"))), 0.2)
+
+
+async def test_nothing_secret_is_visible_from_outside(driver: LocalDriver, make_spec: MakeSpec, keys: Any) -> None:
+    spec = make_spec()
+    await driver.ensure(spec)
+    secrets = [keys.host_key.splitlines()[2].encode(), keys.public.split()[1][40:].encode()]
+
+    shown = b"".join(
+        Path(f"/proc/{pid}/{file}").read_bytes() for pid in family(driver, spec.name) for file in ("cmdline", "environ")
+    )
+    stored = b"".join(path.read_bytes() for path in driver._folder.path.rglob("*") if path.is_file())
+
+    assert not any(secret in shown + stored for secret in secrets)
+    assert (driver._folder.path.stat().st_mode & 0o777) == 0o700
+
+
+# The sandbox
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        ("id -un; id -Gn; hostname; pwd; echo $HOME $USER $SHELL", "ubuntu\nubuntu\nbrave-otter\n/home/ubuntu\n/home/ubuntu ubuntu /bin/bash\n"),
+        ("grep -hE 'Cap(Eff|Prm|Bnd|Amb)' /proc/self/status | cut -f2 | sort -u", "0000000000000000\n"),
+        ("grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t1\n"),
+        ("ls -d /proc/[0-9]* | wc -l | xargs test 6 -gt && echo few", "few\n"),
+        ("ls /home", "ubuntu\n"),
+        ("touch /usr/x /etc/x /x /run/x 2>/dev/null; ls -d /usr/x /etc/x /x 2>/dev/null", ""),
+        ("ls /etc/shadow /etc/ssh /etc/sudoers /etc/ssl/private 2>/dev/null", ""),
+        ("kill -9 1; kill -15 1; kill -2 1; sleep 0.1; echo alive", "alive\n"),
+        ("touch /tmp/x /dev/shm/x /var/tmp/x && echo own", "own\n"),
+        ("python3 -c 'import socket; print(socket.gethostbyname(\"brave-otter\"))'", "127.0.1.1\n"),
+    ],
+    ids=["who", "capabilities", "privileges", "processes", "homes", "system", "secrets", "init", "tmp", "hosts"],
+)
+async def test_inside_a_sandbox(
+    sandboxed: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path], command: str, answer: str
+) -> None:
+    spec = make_spec()
+    await sandboxed.ensure(spec)
+
+    _, said = await ssh(ssh_config(spec), command)
+
+    assert said == answer
+
+
+async def test_a_sandbox_shows_nothing_of_the_others(
+    sandboxed: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path]
+) -> None:
+    one, two = make_spec("vd-one"), make_spec("vd-two")
+    await sandboxed.ensure(one)
+    await sandboxed.ensure(two)
+    outside = " ".join(map(str, [os.getpid(), *family(sandboxed, two.name), family(sandboxed, one.name)[0]]))
+    folder = sandboxed._folder.path
+
+    seen = await ssh(ssh_config(one), f"ls {folder} {folder.parent}; ls -d /proc/1/root/{folder}; echo end")
+    killed = await ssh(ssh_config(one), f"for p in {outside}; do kill -9 $p 2>/dev/null && echo $p; done; true")
+
+    assert "vd-" not in seen[1].replace(str(folder), "")
+    assert seen[1].endswith("end\n")
+    assert killed == (0, "")
+    assert {seen.state for seen in await sandboxed.instances()} == {"running"}
+
+
+async def test_sftp_is_inside_the_sandbox_too(
+    sandboxed: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path], tmp_path: Path
+) -> None:
+    spec = make_spec()
+    await sandboxed.ensure(spec)
+
+    for path in ("/etc/shadow", "/proc/1/root/etc/shadow", sandboxed._folder.path / "id"):
+        got = subprocess.run(
+            ["sftp", "-F", ssh_config(spec), f"machine:{path}", tmp_path / "got"], capture_output=True, check=False
+        )
+
+        assert got.returncode != 0
+        assert not (tmp_path / "got").exists()
+
+
+async def test_a_renter_cannot_make_python_import_his_files(
+    sandboxed: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path]
+) -> None:
+    spec = make_spec()
+    await sandboxed.ensure(spec)
+    trap = "echo 'import os; os.mkdir(\"/home/ubuntu/trapped\")' | tee asyncio.py socket.py sitecustomize.py usercustomize.py"
+    site = 'd=.local/lib/python3.11/site-packages; mkdir -p $d; cp *.py $d; echo "import socket" > $d/x.pth'
+    await ssh(ssh_config(spec), f"{trap}; {site}")
+    os.kill(family(sandboxed, spec.name)[-1], signal.SIGKILL)
+    await eventually(lambda: not family(sandboxed, spec.name))
+
+    await sandboxed.ensure(spec)
+
+    assert await ssh(ssh_config(spec), "ls -d trapped 2>/dev/null") == (2, "")
+
+
+# The computer
+
+
+async def test_the_computer_is_the_one_machine(driver: LocalDriver) -> None:
+    (machine,) = await driver.machines()
+
+    assert machine.online
+    assert machine.address == "127.0.0.1"
+    assert machine.cpu
+    assert min(machine.cores, machine.ram, machine.disk) > 0
+
+
+async def test_simulated_cards_are_marked_and_stay_the_same(tmp_path: Path) -> None:
+    first = (await LocalDriver(tmp_path / "a", simulate=True, sandbox=PLAIN).machines())[0].gpus
+    again = (await LocalDriver(tmp_path / "a", simulate=True, sandbox=PLAIN).machines())[0].gpus
+    other = (await LocalDriver(tmp_path / "b", simulate=True, sandbox=PLAIN).machines())[0].gpus
+
+    assert [(gpu.model, gpu.vram) for gpu in first] == [
+        ("NVIDIA GeForce GTX 1080 Ti", 11),
+        ("NVIDIA GeForce GTX 1080 Ti", 11),
+        ("NVIDIA TITAN V", 12),
+        ("Tesla V100-SXM2-16GB", 16),
+    ]
+    assert all(gpu.simulated for gpu in first)
+    assert first == again
+    assert not {gpu.uuid for gpu in first} & {gpu.uuid for gpu in other}
+
+
+async def test_an_instance_sees_the_cards_that_it_was_given(
+    sandboxed: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path]
+) -> None:
+    uuid = (await sandboxed.machines())[0].gpus[2].uuid
+    spec = dataclasses.replace(make_spec(), gpus=(uuid,))
+    await sandboxed.ensure(spec)
+
+    assert await ssh(ssh_config(spec), "echo $CUDA_VISIBLE_DEVICES") == (0, f"{uuid}\n")
+
+
+def alive(pid: int) -> bool:
+    return processes._look(pid) is not None
+
+
+def children_of_ours() -> list[str]:
+    """List our children, zombies too."""
+    return [
+        child
+        for task in Path("/proc/self/task").iterdir()
+        for child in (task / "children").read_text().split()
+    ]
