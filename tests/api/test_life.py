@@ -1,6 +1,7 @@
 """The life of an instance, as its renter sees it through the API."""
 
 import pytest
+
 from cloud import Cloud
 
 pytestmark = pytest.mark.asyncio

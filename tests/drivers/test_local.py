@@ -16,10 +16,13 @@ import pytest
 import pytest_asyncio
 import uvloop
 
+from renting import Keys
 from vectordash.server.drivers.base import PortBusy, SeenInstance, Spec, StartFailed
 from vectordash.server.drivers.local import processes
 from vectordash.server.drivers.local.driver import LocalDriver
 from vectordash.server.drivers.local.sandbox import NoSandbox, Sandbox
+
+pytestmark = pytest.mark.needs("bwrap", "ssh", "sftp")
 
 PLAIN = NoSandbox("the test wants none")
 
@@ -82,7 +85,8 @@ async def ssh(config: Path, command: str, *options: str) -> tuple[int, str]:
 # Life cycle
 
 
-async def test_an_instance_runs_after_ensure(driver: LocalDriver, make_spec: MakeSpec, keys: Any) -> None:
+@pytest.mark.asyncio
+async def test_an_instance_runs_after_ensure(driver: LocalDriver, make_spec: MakeSpec, keys: Keys) -> None:
     spec = make_spec()
 
     await driver.ensure(spec)
@@ -92,6 +96,7 @@ async def test_an_instance_runs_after_ensure(driver: LocalDriver, make_spec: Mak
     assert await driver.instance(spec.name) == SeenInstance(spec.name, "running")
 
 
+@pytest.mark.asyncio
 async def test_ensuring_again_changes_nothing(driver: LocalDriver, make_spec: MakeSpec) -> None:
     spec = make_spec()
     await driver.ensure(spec)
@@ -102,6 +107,7 @@ async def test_ensuring_again_changes_nothing(driver: LocalDriver, make_spec: Ma
     assert family(driver, spec.name) == before
 
 
+@pytest.mark.asyncio
 async def test_a_removed_instance_leaves_nothing(driver: LocalDriver, make_spec: MakeSpec) -> None:
     spec = make_spec()
     await driver.ensure(spec)
@@ -115,6 +121,7 @@ async def test_a_removed_instance_leaves_nothing(driver: LocalDriver, make_spec:
     await driver.remove(spec.name)
 
 
+@pytest.mark.asyncio
 async def test_a_stopped_instance_starts_again_with_its_disk(
     driver: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path]
 ) -> None:
@@ -132,11 +139,13 @@ async def test_a_stopped_instance_starts_again_with_its_disk(
     assert await ssh(ssh_config(spec), "cat file") == (0, "precious\n")
 
 
+@pytest.mark.asyncio
 async def test_an_unknown_instance_is_none(driver: LocalDriver) -> None:
     assert await driver.instance("vd-never") is None
     await driver.remove("vd-never")
 
 
+@pytest.mark.asyncio
 async def test_a_busy_port_is_told_apart(driver: LocalDriver, make_spec: MakeSpec, busy_port: int) -> None:
     with pytest.raises(PortBusy) as caught:
         await driver.ensure(make_spec(port=busy_port))
@@ -145,6 +154,7 @@ async def test_a_busy_port_is_told_apart(driver: LocalDriver, make_spec: MakeSpe
     assert caught.value.transient
 
 
+@pytest.mark.asyncio
 async def test_an_instance_that_cannot_start_says_why(driver: LocalDriver, make_spec: MakeSpec) -> None:
     with pytest.raises(StartFailed, match="Invalid"):
         await driver.ensure(dataclasses.replace(make_spec(), host_key="no key"))
@@ -153,11 +163,13 @@ async def test_an_instance_that_cannot_start_says_why(driver: LocalDriver, make_
     assert await driver.instance("vd-one") == SeenInstance("vd-one", "stopped")
 
 
+@pytest.mark.asyncio
 async def test_an_unknown_gpu_is_refused(driver: LocalDriver, make_spec: MakeSpec) -> None:
     with pytest.raises(StartFailed, match="GPU-none"):
         await driver.ensure(dataclasses.replace(make_spec(), gpus=("GPU-none",)))
 
 
+@pytest.mark.asyncio
 async def test_a_cancelled_start_ends_in_the_same_place(driver: LocalDriver, make_spec: MakeSpec) -> None:
     for delay in (0.0, 0.005, 0.02, 0.1):
         spec = make_spec()
@@ -170,7 +182,8 @@ async def test_a_cancelled_start_ends_in_the_same_place(driver: LocalDriver, mak
         assert family(driver, spec.name) == []
 
 
-async def test_many_start_at_once(sandboxed: LocalDriver, make_spec: MakeSpec, keys: Any) -> None:
+@pytest.mark.asyncio
+async def test_many_start_at_once(sandboxed: LocalDriver, make_spec: MakeSpec, keys: Keys) -> None:
     specs = [make_spec(f"vd-{number}") for number in range(6)]
 
     await asyncio.gather(*(sandboxed.ensure(spec) for spec in specs))
@@ -182,7 +195,7 @@ async def test_many_start_at_once(sandboxed: LocalDriver, make_spec: MakeSpec, k
     assert children_of_ours() == []
 
 
-def test_the_driver_works_under_uvloop(tmp_path: Path, make_spec: MakeSpec, keys: Any) -> None:
+def test_the_driver_works_under_uvloop(tmp_path: Path, make_spec: MakeSpec, keys: Keys) -> None:
     async def live() -> None:
         driver = LocalDriver(tmp_path / "local", simulate=True)
         spec = make_spec()
@@ -199,6 +212,7 @@ def test_the_driver_works_under_uvloop(tmp_path: Path, make_spec: MakeSpec, keys
     assert children_of_ours() == []
 
 
+@pytest.mark.asyncio
 async def test_a_disk_that_its_renter_made_hard_to_delete_is_deleted(
     driver: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path], tmp_path: Path
 ) -> None:
@@ -239,9 +253,11 @@ asyncio.run(main())
 @contextlib.contextmanager
 def server(driver: LocalDriver, spec: Spec) -> Any:
     """Run a server of its own that starts an instance, and kill it at the end."""
-    import pickle  # noqa: S403, PLC0415 - from ourselves to ourselves
+    import pickle  # noqa: PLC0415 - from ourselves to ourselves
 
-    with subprocess.Popen([sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdin is not None
         pickle.dump((driver._folder.path, spec, driver.sandbox), process.stdin)
         process.stdin.close()
@@ -249,7 +265,8 @@ def server(driver: LocalDriver, spec: Spec) -> Any:
         process.kill()
 
 
-async def test_an_instance_survives_its_server(driver: LocalDriver, make_spec: MakeSpec, keys: Any) -> None:
+@pytest.mark.asyncio
+async def test_an_instance_survives_its_server(driver: LocalDriver, make_spec: MakeSpec, keys: Keys) -> None:
     spec = make_spec()
     with server(driver, spec) as process:
         assert await asyncio.to_thread(process.stdout.readline) == b"ready\n"
@@ -263,6 +280,7 @@ async def test_an_instance_survives_its_server(driver: LocalDriver, make_spec: M
     assert await driver.instance(spec.name) is None
 
 
+@pytest.mark.asyncio
 @pytest.mark.parametrize("delay", [0.0, 0.003, 0.01, 0.03, 0.1, 0.2])
 async def test_a_server_killed_during_a_start_leaves_what_remove_clears(
     driver: LocalDriver, make_spec: MakeSpec, delay: float
@@ -280,8 +298,9 @@ async def test_a_server_killed_during_a_start_leaves_what_remove_clears(
     assert family(driver, spec.name) == []
 
 
+@pytest.mark.asyncio
 async def test_a_server_killed_during_a_start_leaves_what_ensure_completes(
-    driver: LocalDriver, make_spec: MakeSpec, keys: Any
+    driver: LocalDriver, make_spec: MakeSpec, keys: Keys
 ) -> None:
     spec = make_spec()
     folder = driver._folder.path / spec.name
@@ -295,6 +314,7 @@ async def test_a_server_killed_during_a_start_leaves_what_ensure_completes(
     assert await driver.instance(spec.name) == SeenInstance(spec.name, "running")
 
 
+@pytest.mark.asyncio
 async def test_half_made_folders_are_swept(tmp_path: Path) -> None:
     (tmp_path / "local" / ".new-vd-one-abcd").mkdir(parents=True)
 
@@ -304,6 +324,7 @@ async def test_half_made_folders_are_swept(tmp_path: Path) -> None:
     assert LocalDriver(tmp_path / "local", sandbox=PLAIN)._identity == await driver.identity()
 
 
+@pytest.mark.asyncio
 async def test_without_its_folder_an_instance_ends_itself(
     driver: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path]
 ) -> None:
@@ -321,6 +342,7 @@ async def test_without_its_folder_an_instance_ends_itself(
     assert await driver.instance(spec.name) is None
 
 
+@pytest.mark.asyncio
 async def test_what_a_renter_detached_ends_with_the_instance(
     driver: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path]
 ) -> None:
@@ -339,7 +361,10 @@ async def test_what_a_renter_detached_ends_with_the_instance(
 # Who gets in
 
 
-async def test_a_wrong_key_is_refused(driver: LocalDriver, make_spec: MakeSpec, keys: Any, other_keys: Any) -> None:
+@pytest.mark.asyncio
+async def test_a_wrong_key_is_refused(
+    driver: LocalDriver, make_spec: MakeSpec, keys: Keys, other_keys: Keys
+) -> None:
     spec = make_spec()
     await driver.ensure(spec)
 
@@ -347,8 +372,11 @@ async def test_a_wrong_key_is_refused(driver: LocalDriver, make_spec: MakeSpec, 
         await driver.login(dataclasses.replace(keys.access(spec), pem=other_keys.pem))
 
 
+@pytest.mark.asyncio
 @pytest.mark.parametrize("user", ["root", "nobody", "ubuntu "])
-async def test_a_wrong_user_is_refused(driver: LocalDriver, make_spec: MakeSpec, keys: Any, user: str) -> None:
+async def test_a_wrong_user_is_refused(
+    driver: LocalDriver, make_spec: MakeSpec, keys: Keys, user: str
+) -> None:
     spec = make_spec()
     await driver.ensure(spec)
 
@@ -356,7 +384,10 @@ async def test_a_wrong_user_is_refused(driver: LocalDriver, make_spec: MakeSpec,
         await driver.login(keys.access(spec, user))
 
 
-async def test_a_wrong_host_key_is_noticed(driver: LocalDriver, make_spec: MakeSpec, keys: Any, other_keys: Any) -> None:
+@pytest.mark.asyncio
+async def test_a_wrong_host_key_is_noticed(
+    driver: LocalDriver, make_spec: MakeSpec, keys: Keys, other_keys: Keys
+) -> None:
     spec = make_spec()
     await driver.ensure(spec)
 
@@ -364,7 +395,8 @@ async def test_a_wrong_host_key_is_noticed(driver: LocalDriver, make_spec: MakeS
         await driver.login(dataclasses.replace(keys.access(spec), host_key=other_keys.host_public))
 
 
-async def test_a_login_waits_for_the_server(sandboxed: LocalDriver, make_spec: MakeSpec, keys: Any) -> None:
+@pytest.mark.asyncio
+async def test_a_login_waits_for_the_server(sandboxed: LocalDriver, make_spec: MakeSpec, keys: Keys) -> None:
     spec = make_spec()
 
     async with asyncio.timeout(10):
@@ -374,13 +406,18 @@ async def test_a_login_waits_for_the_server(sandboxed: LocalDriver, make_spec: M
         await asyncio.wait_for(sandboxed.login(keys.access(make_spec("vd-two"))), 0.2)
 
 
-async def test_nothing_secret_is_visible_from_outside(driver: LocalDriver, make_spec: MakeSpec, keys: Any) -> None:
+@pytest.mark.asyncio
+async def test_nothing_secret_is_visible_from_outside(
+    driver: LocalDriver, make_spec: MakeSpec, keys: Keys
+) -> None:
     spec = make_spec()
     await driver.ensure(spec)
     secrets = [keys.host_key.splitlines()[2].encode(), keys.public.split()[1][40:].encode()]
 
     shown = b"".join(
-        Path(f"/proc/{pid}/{file}").read_bytes() for pid in family(driver, spec.name) for file in ("cmdline", "environ")
+        Path(f"/proc/{pid}/{file}").read_bytes()
+        for pid in family(driver, spec.name)
+        for file in ("cmdline", "environ")
     )
     stored = b"".join(path.read_bytes() for path in driver._folder.path.rglob("*") if path.is_file())
 
@@ -391,10 +428,14 @@ async def test_nothing_secret_is_visible_from_outside(driver: LocalDriver, make_
 # The sandbox
 
 
+@pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("command", "answer"),
     [
-        ("id -un; id -Gn; hostname; pwd; echo $HOME $USER $SHELL", "ubuntu\nubuntu\nbrave-otter\n/home/ubuntu\n/home/ubuntu ubuntu /bin/bash\n"),
+        (
+            "id -un; id -Gn; hostname; pwd; echo $HOME $USER $SHELL",
+            "ubuntu\nubuntu\nbrave-otter\n/home/ubuntu\n/home/ubuntu ubuntu /bin/bash\n",
+        ),
         ("grep -hE 'Cap(Eff|Prm|Bnd|Amb)' /proc/self/status | cut -f2 | sort -u", "0000000000000000\n"),
         ("grep NoNewPrivs /proc/self/status", "NoNewPrivs:\t1\n"),
         ("ls -d /proc/[0-9]* | wc -l | xargs test 6 -gt && echo few", "few\n"),
@@ -405,7 +446,18 @@ async def test_nothing_secret_is_visible_from_outside(driver: LocalDriver, make_
         ("touch /tmp/x /dev/shm/x /var/tmp/x && echo own", "own\n"),
         ("python3 -c 'import socket; print(socket.gethostbyname(\"brave-otter\"))'", "127.0.1.1\n"),
     ],
-    ids=["who", "capabilities", "privileges", "processes", "homes", "system", "secrets", "init", "tmp", "hosts"],
+    ids=[
+        "who",
+        "capabilities",
+        "privileges",
+        "processes",
+        "homes",
+        "system",
+        "secrets",
+        "init",
+        "tmp",
+        "hosts",
+    ],
 )
 async def test_inside_a_sandbox(
     sandboxed: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path], command: str, answer: str
@@ -418,6 +470,7 @@ async def test_inside_a_sandbox(
     assert said == answer
 
 
+@pytest.mark.asyncio
 async def test_a_sandbox_shows_nothing_of_the_others(
     sandboxed: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path]
 ) -> None:
@@ -428,7 +481,9 @@ async def test_a_sandbox_shows_nothing_of_the_others(
     folder = sandboxed._folder.path
 
     seen = await ssh(ssh_config(one), f"ls {folder} {folder.parent}; ls -d /proc/1/root/{folder}; echo end")
-    killed = await ssh(ssh_config(one), f"for p in {outside}; do kill -9 $p 2>/dev/null && echo $p; done; true")
+    killed = await ssh(
+        ssh_config(one), f"for p in {outside}; do kill -9 $p 2>/dev/null && echo $p; done; true"
+    )
 
     assert "vd-" not in seen[1].replace(str(folder), "")
     assert seen[1].endswith("end\n")
@@ -436,6 +491,7 @@ async def test_a_sandbox_shows_nothing_of_the_others(
     assert {seen.state for seen in await sandboxed.instances()} == {"running"}
 
 
+@pytest.mark.asyncio
 async def test_sftp_is_inside_the_sandbox_too(
     sandboxed: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path], tmp_path: Path
 ) -> None:
@@ -444,13 +500,16 @@ async def test_sftp_is_inside_the_sandbox_too(
 
     for path in ("/etc/shadow", "/proc/1/root/etc/shadow", sandboxed._folder.path / "id"):
         got = subprocess.run(
-            ["sftp", "-F", ssh_config(spec), f"machine:{path}", tmp_path / "got"], capture_output=True, check=False
+            ["sftp", "-F", ssh_config(spec), f"machine:{path}", tmp_path / "got"],
+            capture_output=True,
+            check=False,
         )
 
         assert got.returncode != 0
         assert not (tmp_path / "got").exists()
 
 
+@pytest.mark.asyncio
 async def test_a_renter_cannot_make_python_import_his_files(
     sandboxed: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path]
 ) -> None:
@@ -470,6 +529,7 @@ async def test_a_renter_cannot_make_python_import_his_files(
 # The computer
 
 
+@pytest.mark.asyncio
 async def test_the_computer_is_the_one_machine(driver: LocalDriver) -> None:
     (machine,) = await driver.machines()
 
@@ -479,6 +539,7 @@ async def test_the_computer_is_the_one_machine(driver: LocalDriver) -> None:
     assert min(machine.cores, machine.ram, machine.disk) > 0
 
 
+@pytest.mark.asyncio
 async def test_simulated_cards_are_marked_and_stay_the_same(tmp_path: Path) -> None:
     first = (await LocalDriver(tmp_path / "a", simulate=True, sandbox=PLAIN).machines())[0].gpus
     again = (await LocalDriver(tmp_path / "a", simulate=True, sandbox=PLAIN).machines())[0].gpus
@@ -495,6 +556,7 @@ async def test_simulated_cards_are_marked_and_stay_the_same(tmp_path: Path) -> N
     assert not {gpu.uuid for gpu in first} & {gpu.uuid for gpu in other}
 
 
+@pytest.mark.asyncio
 async def test_an_instance_sees_the_cards_that_it_was_given(
     sandboxed: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path]
 ) -> None:

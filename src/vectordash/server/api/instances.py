@@ -24,7 +24,9 @@ _LONGEST_KEY = 255
 
 
 @get("/api/instances")
-async def list_instances(instances: NamedDependency[Instances], caller: NamedDependency[Caller]) -> InstanceList:
+async def list_instances(
+    instances: NamedDependency[Instances], caller: NamedDependency[Caller]
+) -> InstanceList:
     """List your pending and active instances, newest first."""
     return InstanceList(await instances.list_live(caller))
 
@@ -77,40 +79,55 @@ async def _gone(request: Request[Caller, Caller, State]) -> None:
 
 
 @put("/api/instances/{key:str}")
-async def rename_instance(key: FromPath[str], data: JSONBody[Rename], instances: NamedDependency[Instances], caller: NamedDependency[Caller]) -> OneInstance:
+async def rename_instance(
+    key: FromPath[str],
+    data: JSONBody[Rename],
+    instances: NamedDependency[Instances],
+    caller: NamedDependency[Caller],
+) -> OneInstance:
     """Give a live instance another name."""
     return OneInstance(await instances.rename(caller, key, data.name))
 
 
 @delete("/api/instances/{key:str}", status_code=204)
-async def delete_instance(key: FromPath[str], instances: NamedDependency[Instances], caller: NamedDependency[Caller]) -> None:
+async def delete_instance(
+    key: FromPath[str], instances: NamedDependency[Instances], caller: NamedDependency[Caller]
+) -> None:
     """End an instance. The billing clock stops at this request."""
     await instances.delete(caller, key)
 
 
 @get("/api/instances/{key:str}/connection")
-async def get_connection(key: FromPath[str], instances: NamedDependency[Instances], caller: NamedDependency[Caller]) -> OneConnection:
+async def get_connection(
+    key: FromPath[str], instances: NamedDependency[Instances], caller: NamedDependency[Caller]
+) -> OneConnection:
     """Give all that SSH needs, in one answer."""
     _, access = await instances.connection(caller, key)
     return OneConnection(access)
 
 
 @get("/api/instances/{key:str}/pem", opt={"text": True}, media_type="text/plain")
-async def get_pem(key: FromPath[str], instances: NamedDependency[Instances], caller: NamedDependency[Caller]) -> str:
+async def get_pem(
+    key: FromPath[str], instances: NamedDependency[Instances], caller: NamedDependency[Caller]
+) -> str:
     """Give the private key, as a file for `ssh -i`."""
     _, access = await instances.connection(caller, key)
     return access.pem
 
 
 @get("/api/instances/{key:str}/known_hosts", opt={"text": True}, media_type="text/plain")
-async def get_known_hosts(key: FromPath[str], instances: NamedDependency[Instances], caller: NamedDependency[Caller]) -> str:
+async def get_known_hosts(
+    key: FromPath[str], instances: NamedDependency[Instances], caller: NamedDependency[Caller]
+) -> str:
     """Give the line of OpenSSH's `known_hosts`."""
     _, access = await instances.connection(caller, key)
     return access.known_hosts
 
 
 @get("/api/instances/{key:str}/ssh_config", opt={"text": True}, media_type="text/plain")
-async def get_ssh_config(key: FromPath[str], instances: NamedDependency[Instances], caller: NamedDependency[Caller]) -> str:
+async def get_ssh_config(
+    key: FromPath[str], instances: NamedDependency[Instances], caller: NamedDependency[Caller]
+) -> str:
     """Give a file for `ssh -F`, naming `<name>.pem` and `<name>.known_hosts` beside it."""
     name, access = await instances.connection(caller, key)
     return _ssh_config(name, access)
@@ -131,7 +148,9 @@ def _ssh_config(name: str, access: Access) -> str:
 
 
 @get("/api/instances/{key:str}/events")
-async def list_events(key: FromPath[str], instances: NamedDependency[Instances], caller: NamedDependency[Caller]) -> Events:
+async def list_events(
+    key: FromPath[str], instances: NamedDependency[Instances], caller: NamedDependency[Caller]
+) -> Events:
     """Tell what happened to an instance and why, oldest first."""
     return Events(await instances.events(caller, key))
 
