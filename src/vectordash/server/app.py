@@ -63,6 +63,8 @@ class ControlPlane:
 def open_store(settings: Settings) -> Store:
     """Open the store of a data folder, made and brought up to date as needed."""
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # SQLite would make it readable for all; its companion files take their mode from it.
+    (settings.data / "store.db").touch(0o600)
     store = Store(settings.database)
     upgrade(store, TABLES)
     store.change(catalogue.bring_up_to_date)

@@ -28,7 +28,7 @@ from vectordash.server.drivers.local import computer, gpus, processes
 from vectordash.server.drivers.local.folder import Folder, Place
 from vectordash.server.drivers.local.gpus import Card
 from vectordash.server.drivers.local.launch import Launch, launch
-from vectordash.server.drivers.local.orders import Word
+from vectordash.server.drivers.local.orders import Word, word
 from vectordash.server.drivers.local.sandbox import USER, NoSandbox, Sandbox, probe
 from vectordash.server.drivers.login import login, warm
 
@@ -135,6 +135,7 @@ class LocalDriver:
         self._threads.submit(warm)
         said = await self._hear(launched)
         if said.said != "ready":
+            await self._in_thread(self._kill, launched.place)
             raise StartFailed(f"the instance did not start: {said.reason}")
 
     async def _hear(self, launched: Launch) -> Word:
@@ -155,7 +156,7 @@ class LocalDriver:
             answer = os.read(launched.answer, 65536) if readable.is_set() else b""
             os.close(launched.answer)
         if answer:
-            return Word.decode(answer)
+            return word(answer)
         return Word("failed", await self._in_thread(launched.place.last_words))
 
     async def _end(self, place: Place) -> None:
@@ -204,20 +205,19 @@ class LocalDriver:
         return {card.seen.uuid: card for card in cards}
 
     def _look_at(self, place: Place) -> SeenInstance | None:
-        if place.running():
+        """Look at one instance. One without a folder may still have processes."""
+        seen = place.look()
+        if seen is None and processes.alive(self._mark(place.name)):
             return SeenInstance(place.name, "running")
-        if place.path.exists():
-            return SeenInstance(place.name, "stopped")
-        return SeenInstance(place.name, "running") if processes.alive(self._mark(place.name)) else None
+        return seen
 
     def _look_at_all(self, watched: frozenset[str]) -> tuple[list[SeenInstance], dict[str, int]]:
-        seen = []
+        """Look at all that have a folder, and open pidfds of those that run and are not watched."""
+        seen = [seen for place in self._folder.places() if (seen := place.look())]
         adopted = {}
-        for place in self._folder.places():
-            running = place.running()
-            seen.append(SeenInstance(place.name, "running" if running else "stopped"))
-            if running and place.name not in watched and (pidfd := processes.adopt(self._mark(place.name))):
-                adopted[place.name] = pidfd
+        for name in (each.name for each in seen if each.state == "running" and each.name not in watched):
+            if (pidfd := processes.adopt(self._mark(name))) is not None:
+                adopted[name] = pidfd
         return seen, adopted
 
     def _launch(self, spec: Spec) -> Launch | None:
@@ -231,11 +231,11 @@ class LocalDriver:
             raise StartFailed(f"the machine has no GPU {uuid}")
         return card
 
-    def _wipe(self, place: Place) -> None:
-        """End what is left and delete the folder.
+    def _kill(self, place: Place) -> None:
+        """End the instance for certain.
 
-        The lock may be held for moments more: by a process in the last steps of its end, or one that a
-        server killed meanwhile has only just started.
+        Its lock may be held for moments more: by a process in the last steps of its end, or by one that a
+        server, killed meanwhile, has only just started.
         """
         deadline = time.monotonic() + _PATIENCE
         processes.kill(self._mark(place.name))
@@ -244,4 +244,7 @@ class LocalDriver:
                 raise DriverError(f"{place.name} holds its lock, though none of its processes is found")
             time.sleep(0.002)
             processes.kill(self._mark(place.name))
+
+    def _wipe(self, place: Place) -> None:
+        self._kill(place)
         place.wipe()

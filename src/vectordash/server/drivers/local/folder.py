@@ -1,13 +1,14 @@
 """The driver's folder: one folder an instance, and a lock that says which of them runs.
 
-`<folder>/<driver name>/` holds `home/` (the renter's disk), `etc/` (made-up files for the sandbox), `log`
-and `alive`. A lock on `alive` is held by the instance's own processes, inherited at the moment they are
-made: it is free exactly when none is left, whatever was killed, and however. Two servers never share a
-folder. Everything here blocks; the driver calls it in a thread.
+`<folder>/<driver name>/` holds `home/` (the renter's disk), `etc/` (made-up files for the sandbox), `given`
+(its cards and port), `log` and `alive`. A lock on `alive` is held by the instance's own processes, inherited
+at the moment they are made: it is free exactly when none is left, whatever was killed, and however. Two
+servers never share a folder. Everything here blocks; the driver calls it in a thread.
 """
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import secrets
@@ -15,8 +16,9 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
-from vectordash.server.drivers.base import DriverError
+from vectordash.server.drivers.base import DriverError, SeenInstance, Spec
 
 _NAME = re.compile(r"vd-[A-Za-z0-9_-]{1,120}")
 _NEW = ".new-"
@@ -66,9 +68,10 @@ class Place:
         self.home = path / "home"
         self.etc = path / "etc"
         self.log = path / "log"
+        self._given = path / "given"
         self._alive = path / "alive"
 
-    def make(self, owner: int | None) -> None:
+    def make(self, spec: Spec, owner: int | None) -> None:
         """Make the folder, whole or not at all; `owner` is who gets the home, if not we."""
         if self.path.exists():
             return
@@ -79,8 +82,19 @@ class Place:
         (new / self.home.name).chmod(0o750)
         if owner is not None:
             os.chown(new / self.home.name, owner, owner)
+        given = {"gpus": spec.gpus, "port": spec.port}
+        (new / self._given.name).write_text(json.dumps(given), encoding="utf-8")
         (new / self._alive.name).touch(mode=0o600)
         new.rename(self.path)
+
+    def look(self) -> SeenInstance | None:
+        """Look at the instance; None if it has no folder."""
+        state: Literal["running", "stopped"] = "running" if self.running() else "stopped"
+        try:
+            given = json.loads(self._given.read_text(encoding="utf-8"))
+            return SeenInstance(self.name, state, tuple(given["gpus"]), given["port"])
+        except (OSError, ValueError):
+            return SeenInstance(self.name, state) if state == "running" or self.path.exists() else None
 
     def running(self) -> bool:
         """Tell whether a process of the instance is left."""

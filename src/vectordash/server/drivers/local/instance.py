@@ -19,7 +19,8 @@ from typing import TextIO
 import asyncssh
 
 from vectordash.server.drivers.local.children import Children
-from vectordash.server.drivers.local.orders import MARK, VERSION, Orders, Word
+from vectordash.server.drivers.local.orders import MARK, VERSION, Orders, Word, encode
+from vectordash.server.drivers.local.orders import orders as read_orders
 from vectordash.server.drivers.local.session import Machine, Session
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -77,7 +78,7 @@ def main() -> None:
     for descriptor in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208 - numbers, no paths
         with contextlib.suppress(OSError):
             os.set_inheritable(descriptor, descriptor <= sys.stderr.fileno())
-    orders = Orders.decode(sys.stdin.buffer.read())
+    orders = read_orders(sys.stdin.buffer.read())
     if orders.version != VERSION:
         sys.exit(f"orders of version {orders.version}, understood is {VERSION}")
     _settle(orders)
@@ -140,7 +141,7 @@ async def _listen(orders: Orders) -> None:
 def _answer(orders: Orders, word: Word) -> None:
     """Say the one word. Nobody may be there to hear it any more, and that is no reason to end."""
     with contextlib.suppress(OSError):
-        os.write(orders.answer, word.encode())
+        os.write(orders.answer, encode(word))
     os.close(orders.answer)
 
 

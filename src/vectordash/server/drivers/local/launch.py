@@ -21,7 +21,7 @@ from vectordash.server.drivers.base import PortBusy, Spec, StartFailed
 from vectordash.server.drivers.local import processes
 from vectordash.server.drivers.local.folder import Place
 from vectordash.server.drivers.local.gpus import Card
-from vectordash.server.drivers.local.orders import MARK, Orders
+from vectordash.server.drivers.local.orders import MARK, Orders, encode
 from vectordash.server.drivers.local.sandbox import (
     HOME,
     USER,
@@ -51,7 +51,7 @@ def launch(
     spec: Spec, place: Place, cards: Sequence[Card], sandbox: Sandbox | NoSandbox, mark: str
 ) -> Launch | None:
     """Start the program of an instance; None if it runs already."""
-    place.make(sandbox.owner if isinstance(sandbox, Sandbox) else None)
+    place.make(spec, sandbox.owner if isinstance(sandbox, Sandbox) else None)
     if not place.home.is_dir():
         raise StartFailed("its disk is gone")
     if place.running() or (alive := place.take()) is None:
@@ -65,7 +65,7 @@ def launch(
         stack.callback(os.close, word)
         start = _Start(spec, place, cards, sandbox, mark)
         try:
-            stdin = stack.enter_context(_filled(start.orders(listener.fileno(), word)))
+            stdin = stack.enter_context(_filled(encode(start.orders(listener.fileno(), word))))
             pidfd = start.spawn(stdin, alive, (listener.fileno(), word))
         except BaseException:
             os.close(answer)
@@ -174,9 +174,8 @@ def _listen(spec: Spec) -> socket.socket:
     return listener
 
 
-def _filled(orders: Orders) -> BinaryIO:
+def _filled(data: bytes) -> BinaryIO:
     """Make a pipe that holds the orders, to the end: nothing is left to be written after the start."""
-    data = orders.encode()
     if len(data) > _LARGEST:
         raise StartFailed("there are too many keys")
     read, write = os.pipe()

@@ -8,28 +8,15 @@ may only be added to.
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Literal, Self
+from typing import Literal
 
 VERSION = 1
 MARK = "VECTORDASH_INSTANCE"
 """The variable in the environment of every process of an instance: `<driver name>@<identity>`."""
 
 
-class _Message:
-    """Something said, as JSON. By the standard library, for the program's imports are waited for."""
-
-    def encode(self) -> bytes:
-        """Write it."""
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def decode(cls, data: bytes) -> Self:
-        """Read it; both sides are of the same version, or the program refuses its orders."""
-        return cls(**json.loads(data))
-
-
 @dataclass(frozen=True, slots=True)
-class Orders(_Message):
+class Orders:
     """All that the program needs to know."""
 
     user: str
@@ -51,8 +38,23 @@ class Orders(_Message):
 
 
 @dataclass(frozen=True, slots=True)
-class Word(_Message):
+class Word:
     """The program's answer."""
 
     said: Literal["ready", "failed"]
     reason: str = ""
+
+
+def encode(message: Orders | Word) -> bytes:
+    """Write it as JSON; by the standard library, for a renter waits for the program's imports."""
+    return json.dumps(asdict(message)).encode()
+
+
+def orders(data: bytes) -> Orders:
+    """Read orders; of another version than ours they do not fit and raise `TypeError`."""
+    return Orders(**json.loads(data))
+
+
+def word(data: bytes) -> Word:
+    """Read the answer."""
+    return Word(**json.loads(data))
