@@ -1,16 +1,23 @@
 """What tests with real logins share: keys, specifications made with them, and OpenSSH's configuration."""
 
+import asyncio
+import contextlib
 import functools
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from vectordash.server.drivers.base import Access, Spec
+from vectordash.server.drivers.local import processes
+from vectordash.server.drivers.local.driver import LocalDriver
+from vectordash.server.drivers.local.sandbox import NoSandbox
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,69 @@ def busy_port() -> Iterator[int]:
 def ssh_config(tmp_path: Path, keys: Keys) -> Callable[[Spec], Path]:
     """Write the configuration with which OpenSSH's programs know an instance as `machine`."""
     return lambda spec: write_ssh_config(tmp_path, keys, spec)
+
+
+@dataclass(frozen=True)
+class Rented:
+    """A running instance and the way into it with stock OpenSSH."""
+
+    spec: Spec
+    config: Path
+    driver: LocalDriver
+
+    def command(self, *words: str, program: str = "ssh", options: tuple[str, ...] = ()) -> list[str]:
+        """Write a command line; the machine is called `machine`."""
+        return [
+            program,
+            "-F",
+            str(self.config),
+            *options,
+            *(("machine",) if program == "ssh" else ()),
+            *words,
+        ]
+
+    def ssh(
+        self, *words: str, options: tuple[str, ...] = (), **more: Any
+    ) -> "subprocess.CompletedProcess[bytes]":
+        """Run a command on the machine to its end."""
+        more = {"stdin": subprocess.DEVNULL} | more if "input" not in more else more
+        return subprocess.run(
+            self.command(*words, options=options), capture_output=True, check=False, timeout=30, **more
+        )
+
+    def out(self, *words: str, **more: Any) -> str:
+        """Run a command on the machine, which must succeed; what it printed."""
+        done = self.ssh(*words, **more)
+        assert done.returncode == 0, done
+        return done.stdout.decode()
+
+    def tool(self, program: str, *words: str, **more: Any) -> "subprocess.CompletedProcess[bytes]":
+        """Run scp or sftp, which must succeed."""
+        done = subprocess.run(
+            self.command(*words, program=program), capture_output=True, check=False, timeout=30, **more
+        )
+        assert done.returncode == 0, done
+        return done
+
+    def memory(self) -> int:
+        """Tell the memory of its SSH server, in KiB."""
+        mark = processes.mark(self.spec.name, asyncio.run(self.driver.identity()))
+        statuses = [Path(f"/proc/{each.pid}/status").read_text() for each in processes.family(mark)]
+        return max(int(line.split()[1]) for text in statuses for line in text.splitlines() if "VmRSS" in line)
+
+
+@contextlib.contextmanager
+def rented(folder: Path, keys: Keys, sandbox: NoSandbox | None) -> Iterator[Rented]:
+    """Rent a machine for a while."""
+    spec = specify(keys, "vd-login")
+    with asyncio.Runner() as runner:
+        driver = LocalDriver(folder / "local", simulate=True, sandbox=sandbox)
+        runner.run(driver.ensure(spec))
+        try:
+            yield Rented(spec, write_ssh_config(folder, keys, spec), driver)
+        finally:
+            runner.run(driver.remove(spec.name))
+            runner.run(driver.close())
 
 
 def write_ssh_config(folder: Path, keys: Keys, spec: Spec) -> Path:

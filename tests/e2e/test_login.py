@@ -17,8 +17,8 @@ from pathlib import Path
 
 import asyncssh
 import pytest
-from conftest import Rented
-from renting import Keys
+
+from renting import Keys, Rented
 
 pytestmark = pytest.mark.needs("bwrap", "ssh", "scp", "sftp", "rsync", "tmux", "ps")
 
@@ -223,9 +223,10 @@ def test_scp_copies_both_ways(either: Rented, tmp_path: Path) -> None:
 
 def test_sftp_runs_a_batch(either: Rented, tmp_path: Path) -> None:
     (tmp_path / "here").write_bytes(os.urandom(100_000))
-    batch = f"mkdir s\ncd s\nput {tmp_path}/here\nrename here there\nget there {tmp_path}/back\nls -l\nrm there\ncd ..\nrmdir s\npwd\n"
+    steps = ["mkdir s", "cd s", f"put {tmp_path}/here", "rename here there", f"get there {tmp_path}/back"]
+    steps += ["ls -l", "rm there", "cd ..", "rmdir s", "pwd", ""]
 
-    done = either.tool("sftp", "-b", "-", "machine", input=batch.encode())
+    done = either.tool("sftp", "-b", "-", "machine", input="\n".join(steps).encode())
 
     assert (tmp_path / "back").read_bytes() == (tmp_path / "here").read_bytes()
     assert f"Remote working directory: {either.out('pwd')}".strip() in done.stdout.decode()
@@ -296,7 +297,7 @@ def test_a_shell_greets_and_has_the_windows_size(either: Rented) -> None:
     with screen(either) as shown:
         shown.wait_for("brave-otter: no GPU")
         shown.type("stty size; tty; echo $TERM $-\n")
-        shown.wait_for("\r\n24 80\r\n")
+        shown.wait_for("\r24 80\r\n")
         shown.wait_for("/dev/pts/")
         shown.wait_for("xterm him")
 
@@ -304,7 +305,7 @@ def test_a_shell_greets_and_has_the_windows_size(either: Rented) -> None:
         shown.process.send_signal(signal.SIGWINCH)
         time.sleep(0.2)
         shown.type("stty size\n")
-        shown.wait_for("\r\n50 132\r\n")
+        shown.wait_for("\r50 132\r\n")
         shown.type("exit 5\n")
 
         assert shown.process.wait(timeout=5) == 5
