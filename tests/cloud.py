@@ -5,7 +5,8 @@ on, without a socket; the reconciler works when a test says so (`settle`), so no
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import msgspec
+import pytest
 import pytest_asyncio
 from litestar.types import HTTPScope, Message
 
@@ -22,6 +24,8 @@ from vectordash.server.app import ControlPlane
 from vectordash.server.drivers.base import SeenMachine
 from vectordash.server.drivers.fake import FakeDriver, simple_machine
 from vectordash.server.instances import progress
+from vectordash.server.instances import store as instances
+from vectordash.server.instances.keys import KeyPair, make_pair, seal_pair
 from vectordash.server.machines import store as machines
 from vectordash.server.reconciler.instance import Cluster, Surroundings, work_on
 from vectordash.server.reconciler.machine import Watch
@@ -100,9 +104,18 @@ class Cloud:
         sent |= {name.lower(): value for name, value in (headers or {}).items()}
         return await self.raw(method, path, list(sent.items()), body or b"")
 
-    async def raw(self, method: str, path: str, headers: list[tuple[str, str]], body: bytes) -> Answer:
-        """Send exactly these headers and this body."""
+    async def raw(
+        self,
+        method: str,
+        path: str,
+        headers: list[tuple[str, str]],
+        body: bytes | Sequence[bytes],
+        *,
+        cut_off: bool = False,
+    ) -> Answer:
+        """Send exactly these headers and this body, in pieces if it is several; `cut_off`: then hang up."""
         path, _, query = path.partition("?")
+        pieces = [body] if isinstance(body, bytes) else body
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -118,13 +131,19 @@ class Cloud:
             "server": ("127.0.0.1", 8000),
             "extensions": {},
         }
-        sent = [{"type": "http.request", "body": body, "more_body": False}]
+        sent: list[dict[str, object]] = [
+            {"type": "http.request", "body": piece, "more_body": True} for piece in pieces
+        ]
+        if cut_off:
+            sent.append({"type": "http.disconnect"})
+        elif sent:
+            sent[-1]["more_body"] = False
         start: dict[str, Any] = {}
         answer = bytearray()
 
         async def receive() -> Any:
             if sent:
-                return sent.pop()
+                return sent.pop(0)
             await asyncio.Event().wait()
             return None
 
@@ -148,6 +167,12 @@ class Cloud:
         """Show one instance."""
         return (await self.call("GET", f"/api/instances/{key}")).json["instance"]
 
+    async def clear(self) -> None:
+        """End whatever the cloud's own renter has, and let go of its GPUs."""
+        for one in (await self.call("GET", "/api/instances")).json["instances"]:
+            await self.call("DELETE", f"/api/instances/{one['key']}")
+        await self.settle()
+
     async def events(self, key: str) -> list[str]:
         """Give the kinds of what happened to an instance."""
         answer = await self.call("GET", f"/api/instances/{key}/events")
@@ -163,6 +188,7 @@ class Cloud:
         around = Surroundings(store, self.clock, vault, {self.cluster.id: self.cluster})
         for key in await store.read(progress.due, self.clock(), 1000):
             await work_on(around, key)
+            self.plane.reconciler.waiters.tell(key)
 
     async def settle(self) -> None:
         """Let passes and work alternate until nothing is due now."""
@@ -188,6 +214,20 @@ class Cloud:
             change = {"listed": True, "price": price}
             await self.plane.store.write(machines.change_listing, [gpu.id], change)
 
+    async def change_listing(self, gpu_id: int, **change: object) -> None:
+        """Change what the operator decides of a card: `listed`, `price`, `available_until`, …"""
+        await self.plane.store.write(machines.change_listing, [gpu_id], change)
+
+    async def stock_keys(self, count: int) -> None:
+        """Put key pairs into the stock, so that no request makes its own. All are the same pair."""
+        sealed = [seal_pair(self.plane.reconciler.vault, _pair())] * count
+        await self.plane.store.write(instances.add_pairs, sealed)
+
+
+@functools.cache
+def _pair() -> KeyPair:
+    return make_pair()
+
 
 async def open_cloud(folder: Path, *inventory: SeenMachine, **settings: Any) -> Cloud:
     """Make a cloud with these machines; a default one has two 1080 ti and a Titan V."""
@@ -204,6 +244,29 @@ async def open_cloud(folder: Path, *inventory: SeenMachine, **settings: Any) -> 
     await cloud.list_gpus()
     await cloud.look()
     return cloud
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_cloud(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cloud]:
+    """One cloud for all tests of a module that leave nothing behind; they run in the module's loop."""
+    made = await open_cloud(tmp_path_factory.mktemp("shared") / "data")
+    await made.stock_keys(100)
+    yield made
+    await made.plane.close()
+
+
+@pytest_asyncio.fixture
+async def new_cloud(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Cloud]]]:
+    """Let a test make clouds with machines or settings of its own."""
+    made: list[Cloud] = []
+
+    async def make(*inventory: SeenMachine, **settings: Any) -> Cloud:
+        made.append(await open_cloud(tmp_path / f"data{len(made)}", *inventory, **settings))
+        return made[-1]
+
+    yield make
+    for one in made:
+        await one.plane.close()
 
 
 @pytest_asyncio.fixture

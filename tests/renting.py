@@ -100,9 +100,11 @@ class Rented:
     ) -> "subprocess.CompletedProcess[bytes]":
         """Run a command on the machine to its end."""
         more = {"stdin": subprocess.DEVNULL} | more if "input" not in more else more
-        return subprocess.run(
+        done: Any = subprocess.run(
             self.command(*words, options=options), capture_output=True, check=False, timeout=30, **more
         )
+        assert isinstance(done, subprocess.CompletedProcess)
+        return done
 
     def out(self, *words: str, **more: Any) -> str:
         """Run a command on the machine, which must succeed; what it printed."""

@@ -114,7 +114,12 @@ def connect(port: int) -> socket.socket:
 def comes_back(connection: socket.socket) -> bool:
     """Send a megabyte and compare what comes back."""
     data = os.urandom(1_000_000)
-    sender = threading.Thread(target=lambda: (connection.sendall(data), connection.shutdown(socket.SHUT_WR)))
+
+    def send() -> None:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+
+    sender = threading.Thread(target=send)
     sender.start()
     received = b"".join(iter(lambda: connection.recv(65536), b""))
     sender.join()

@@ -1,7 +1,8 @@
 """What the operator can set: one frozen struct, and the only reader of the environment.
 
 `VECTORDASH_<NAME>` in the environment wins over a line `name = …` of the TOML file named by
-`VECTORDASH_CONFIG`, which wins over the default. An unknown name or a bad value is refused at once.
+`VECTORDASH_CONFIG`, which wins over the default. An unknown name or a bad value is refused at once; an
+empty variable counts as not set.
 """
 
 import ipaddress
@@ -16,6 +17,10 @@ from msgspec import Meta, Struct
 
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+
+
+_NOT_OURS = frozenset({"CONFIG", "BASE_URL", "TOKEN", "GPU", "INSTANCE"})
+"""Names in the environment that are no settings: the clients', and an instance's mark of itself."""
 
 
 class SettingsError(Exception):
@@ -98,9 +103,7 @@ def load(environment: Mapping[str, str] = os.environ, **given: object) -> Settin
     values: dict[str, object] = {}
     if config := environment.get("VECTORDASH_CONFIG"):
         values |= _file(Path(config))
-    for name in Settings.__struct_fields__:
-        if (value := environment.get(f"VECTORDASH_{name.upper()}")) is not None:
-            values[name] = _flag(value) if Settings.__annotations__[name] is bool else value
+    values |= _environment(environment)
     values |= {name: value for name, value in given.items() if value is not None}
     try:
         settings = msgspec.convert(values, Settings, strict=False, dec_hook=_path)
@@ -115,6 +118,19 @@ def load(environment: Mapping[str, str] = os.environ, **given: object) -> Settin
     return settings
 
 
+def _environment(environment: Mapping[str, str]) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for variable, value in environment.items():
+        name = variable.removeprefix("VECTORDASH_")
+        if name in {variable, *_NOT_OURS} or not value:
+            continue
+        if name != name.upper() or name.lower() not in Settings.__struct_fields__:
+            raise SettingsError(f"There is no setting {variable}.")
+        name = name.lower()
+        values[name] = _flag(value) if Settings.__annotations__[name] is bool else value
+    return values
+
+
 def _file(path: Path) -> dict[str, object]:
     try:
         return tomllib.loads(path.read_text())
@@ -124,7 +140,7 @@ def _file(path: Path) -> dict[str, object]:
 
 def _flag(value: str) -> object:
     """The environment's way of saying yes and no; anything else is left for the check to refuse."""
-    return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}.get(
+    return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}.get(
         value.lower(), value
     )
 
@@ -132,4 +148,4 @@ def _flag(value: str) -> object:
 def _path(kind: type, value: object) -> object:
     if kind is Path and isinstance(value, (str, Path)):
         return Path(value)
-    raise NotImplementedError
+    raise ValueError("Expected a path")

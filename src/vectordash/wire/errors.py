@@ -72,12 +72,13 @@ class BadRequest(Refusal):
 
 
 class InvalidField(BadRequest):
-    """The field `{field}` was refused: {why}"""
+    """The request was refused. {told}."""
 
     reason = "invalid_field"
 
-    def __init__(self, field: str, why: str) -> None:
-        super().__init__(why, fields={field: why}, field=field)
+    def __init__(self, fields: dict[str, str]) -> None:
+        told = "; ".join(f"`{field}`: {why}" for field, why in fields.items())
+        super().__init__(fields=fields, told=told)
 
 
 class UnknownGpu(BadRequest):
@@ -108,9 +109,12 @@ class AmbiguousName(BadRequest):
 
 
 class LimitReached(BadRequest):
-    """{why} End an instance, or ask the operator of this cloud to raise the limit."""
+    """{why} {mend}, or ask the operator of this cloud to raise the limit."""
 
     reason = "limit_reached"
+
+    def __init__(self, why: str, mend: str) -> None:
+        super().__init__(why, mend=mend)
 
 
 class KeyReused(BadRequest):
@@ -221,8 +225,8 @@ class TooManyRequests(Refusal):
 
 
 class InternalError(Refusal):
-    """Something went wrong on our side, and it is in the log under the id of this request. If you were
-    creating an instance, send the same `Idempotency-Key` again: nothing is created twice."""
+    """Something went wrong on our side; the operator of this cloud finds it in the log by the `request_id`.
+    A POST that carried an `Idempotency-Key` may be sent again with it: nothing is created twice."""
 
     code = 500
     name = "Internal Server Error"
@@ -258,14 +262,14 @@ class Maintenance(Unavailable):
 
 
 class GpuUnavailable(Refusal):
-    """No {gpu} is free{until}. {instead}"""
+    """No {gpu} is free now{wanted}. {instead}"""
 
     code = 504
     name = "GPU Unavailable"
     reason = "gpu_unavailable"
 
-    def __init__(self, gpu: str, until: str, instead: str, retry_after: int) -> None:
-        super().__init__(retry_after=retry_after, gpu=gpu, until=until, instead=instead)
+    def __init__(self, gpu: str, wanted: str, instead: str, retry_after: int) -> None:
+        super().__init__(retry_after=retry_after, gpu=gpu, wanted=wanted, instead=instead)
 
 
 class OfferChanged(GpuUnavailable):

@@ -82,7 +82,8 @@ class NewInstance(Struct, frozen=True, forbid_unknown_fields=True):
         Annotated[
             str,
             Meta(
-                pattern=r"^\d{4}-\d{2}-\d{2} \d{2}:\d{2}:\d{2}$(?!\n)",
+                # `\d` would let other alphabets' digits through.
+                pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}$(?!\n)",
                 description="`YYYY-MM-DD HH:MM:SS`, UTC: the GPU must be available at least until then.",
             ),
         ]

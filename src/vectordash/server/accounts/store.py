@@ -122,6 +122,12 @@ def all_users(connection: Connection) -> list[UserRow]:
     ]
 
 
+def limits_of(connection: Connection, user_id: int) -> Limits:
+    """Which limits has this account of its own?"""
+    query = select(users.c.gpus_at_once, users.c.hours_an_instance, users.c.gpu_hours_a_month)
+    return Limits(*connection.execute(query.where(users.c.id == user_id)).one())
+
+
 def add_user(
     connection: Connection, now: datetime, email: str, *, confirmed: bool, payment: bool
 ) -> int | None:

@@ -4,10 +4,11 @@ They run after the route is found (404, 405) and before the body is read (400). 
 on the handler: `opt={"public": True}`, `opt={"text": True}`, `opt={"query": {"wait"}}`.
 """
 
+import re
 from typing import Any
 
 from litestar.connection import ASGIConnection
-from litestar.datastructures.headers import Accept
+from litestar.datastructures.headers import MediaTypeHeader
 from litestar.handlers import BaseRouteHandler
 
 from vectordash.server.accounts.store import Caller
@@ -24,7 +25,7 @@ async def admit(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
     if services.settings.maintenance:
         raise Maintenance
     if handler.opt.get("public"):
-        _spend(connection, services.address_limit, _address(connection))
+        spend_address(connection)
     else:
         caller = await _recognise(connection, services)
         connection.scope["auth"] = caller
@@ -39,7 +40,7 @@ async def _recognise(connection: ASGIConnection[Any, Any, Any, Any], services: S
     try:
         caller = await services.accounts.recognise(_token(connection))
     except Unauthorized:
-        _spend(connection, services.address_limit, _address(connection))
+        spend_address(connection)
         raise
     _spend(connection, services.token_limit, caller.token_id)
     return caller
@@ -60,12 +61,17 @@ def _token(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
     return token
 
 
-def _address(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
-    return connection.client.host if connection.client else ""
+def spend_address(connection: ASGIConnection[Any, Any, Any, Any]) -> None:
+    """Count a request that no token speaks for to its address. Raises `TooManyRequests`."""
+    services: Services = connection.app.state.services
+    _spend(connection, services.address_limit, connection.client.host if connection.client else "")
 
 
 def _spend(connection: ASGIConnection[Any, Any, Any, Any], limit: Limit, who: object) -> None:
-    connection.scope["state"]["limit_headers"] = limit.spend(who)
+    try:
+        limit.spend(who)
+    finally:
+        connection.scope["state"]["limit_headers"] = limit.headers(who)
 
 
 def _demand_acceptable(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
@@ -75,13 +81,25 @@ def _demand_acceptable(connection: ASGIConnection[Any, Any, Any, Any], handler: 
     if _method(connection) == "DELETE":
         offered.append("application/octet-stream")
     accept = ", ".join(connection.headers.getall("accept", [])) or "*/*"
-    if Accept(accept).best_match(offered) is None:
+    if not any(_admits(accept, kind) for kind in offered):
         raise NotAcceptable(offered[-1] if handler.opt.get("text") else offered[0])
+
+
+def _admits(accept: str, offered: str) -> bool:
+    """The most specific range that matches decides (RFC 9110), and `q=0` refuses."""
+    kind = MediaTypeHeader(offered)
+    matching = [one for one in map(MediaTypeHeader, accept.split(",")) if kind.match(one)]
+    if not matching:
+        return False
+    weight = max(matching, key=lambda one: one.priority[1]).params.get("q", "1")
+    return re.fullmatch(r"0(\.0*)?", weight) is None
 
 
 def _demand_known_query(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
     known: set[str] = handler.opt.get("query", set())
     for name in connection.query_params:
         if name not in known:
-            takes = f"It takes {', '.join(sorted(known))}." if known else "It takes none."
+            takes = f"Known ones: {', '.join(sorted(known))}." if known else "This path takes none."
             raise BadRequest(f"There is no query parameter “{name}” here. {takes}", fields={name: "unknown"})
+        if len(connection.query_params.getall(name)) > 1:
+            raise BadRequest(f"The query parameter “{name}” is given twice.", fields={name: "given twice"})

@@ -13,8 +13,10 @@ from litestar.exceptions import (
     ValidationException,
 )
 
+from vectordash.server.api.auth import spend_address
+from vectordash.server.api.middleware import is_api, method_of
 from vectordash.wire import errors
-from vectordash.wire.errors import Error, ErrorBody, Refusal
+from vectordash.wire.errors import Error, ErrorBody, Refusal, TooManyRequests
 
 log = logging.getLogger(__name__)
 
@@ -22,14 +24,38 @@ _NOT_YET = frozenset({"cpu", "cores", "ram", "storage", "volumes"})
 """Fields that the reference documents as not currently supported."""
 _UNKNOWN = re.compile(r"unknown field `(?P<field>[^`]*)`")
 _MISSING = re.compile(r"missing required field `(?P<field>[^`]*)`")
+_NAMES_OF_TYPES = {
+    "str": "a string",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "array": "an array",
+    "object": "an object",
+}
+_PLAIN = (
+    (re.compile(r"Expected `int`, got `str`"), "it must be a whole number"),
+    (re.compile(r"Expected `(\w+)`, got `(\w+)`"), "it must be {0}, not {1}"),
+    (
+        re.compile(r"Expected `str` matching regex .*A-Za-z0-9.*"),
+        "a name is 1 to 63 letters, digits, `-` or `_`, beginning and ending with a letter or digit",
+    ),
+    (re.compile(r"Expected `str` matching regex .*"), "write YYYY-MM-DD HH:MM:SS (UTC)"),
+    (re.compile(r"Expected `str` of length >= 1"), "it is empty"),
+    (re.compile(r"Expected `str` of length <= (\d+)"), "it may have at most {0} characters"),
+    (re.compile(r"Expected `int` >= (-?\d+)"), "it must be at least {0}"),
+    (re.compile(r"Expected `int` <= (-?\d+)"), "it may be at most {0}"),
+)
+"""What the decoder says, and what a renter is told."""
 
 
 def answer(request: Request[Any, Any, Any], error: Exception) -> Response[Error]:
     """Turn whatever was raised into the contract's answer."""
-    refusal = _refusal(request, error)
+    refusal = _over_limit(request) or _refusal(request, error)
     request_id = request.scope["state"].get("request_id", "")
     if refusal.code == errors.InternalError.code:
         log.error("request %s failed", request_id, exc_info=error)
+    elif refusal.code == errors.Unavailable.code:
+        log.warning("request %s: %s", request_id, refusal)
     headers = {}
     if refusal.retry_after is not None:
         headers["Retry-After"] = str(refusal.retry_after)
@@ -48,14 +74,24 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[Error]
     return Response(Error(body), status_code=refusal.code, headers=headers)
 
 
+def _over_limit(request: Request[Any, Any, Any]) -> Refusal | None:
+    """Count a request that was refused before anybody asked whose it is (404, 405, 503) to its address."""
+    if "limit_headers" not in request.scope["state"] and is_api(request.scope["path"]):
+        try:
+            spend_address(request)
+        except TooManyRequests as refusal:
+            return refusal
+    return None
+
+
 def _refusal(request: Request[Any, Any, Any], error: Exception) -> Refusal:
     """Give the refusal that an error means; what is not foreseen is ours: 500."""
     if isinstance(error, Refusal):
         return error
     if isinstance(error, MethodNotAllowedException):
         allow = sorted({method.strip() for method in (error.headers or {}).get("allow", "").split(",")})
-        method = "OPTIONS" if request.scope["method"] == "TRACE" else request.scope["method"]
-        return errors.MethodNotAllowed(method, ", ".join(one for one in allow if one not in {"", "OPTIONS"}))
+        possible = ", ".join(one for one in allow if one not in {"", "OPTIONS"})
+        return errors.MethodNotAllowed(method_of(request.scope), possible)
     if isinstance(error, NotFoundException):
         return errors.NotFound(path=request.scope["path"])
     if isinstance(error, ValidationException):
@@ -77,16 +113,12 @@ def _validation(error: ValidationException) -> Refusal:
             fields[found["field"]] = "required"
         else:
             fields[key or "body"] = _plain(message)
-    if not fields:
-        return errors.BadRequest(error.detail)
-    told = "; ".join(f"`{field}`: {why}" for field, why in fields.items())
-    return errors.BadRequest(f"The request was refused: {told}.", fields=fields)
+    return errors.InvalidField(fields) if fields else errors.BadRequest(error.detail)
 
 
 def _plain(message: str) -> str:
     """Say a mismatch in the words of the contract rather than of the decoder."""
-    if "matching regex" in message and "A-Za-z0-9" in message:
-        return "a name is 1 to 63 letters, digits, `-` or `_`, beginning and ending with a letter or digit"
-    if "matching regex" in message:
-        return "write YYYY-MM-DD HH:MM:SS (UTC)"
+    for pattern, told in _PLAIN:
+        if found := pattern.match(message):
+            return told.format(*(_NAMES_OF_TYPES.get(word, word) for word in found.groups()))
     return message[:1].lower() + message[1:]

@@ -2,9 +2,9 @@
 
 from litestar import Response, get
 from litestar.di import NamedDependency
-from sqlalchemy import Connection, text
 
 from vectordash.server.api.services import Services
+from vectordash.server.db import facts
 from vectordash.wire.errors import Unavailable
 
 
@@ -19,7 +19,7 @@ async def readyz(services: NamedDependency[Services]) -> Response[dict[str, str]
     """Answer 200 if the store is reachable and the reconciler goes round; 503 and why if not."""
     problems = {}
     try:
-        await services.store.read(_reachable)
+        await services.store.read(facts.fact, "encryption key")
     except Unavailable as error:
         problems["store"] = error.message
     if not services.reconciler_fresh():
@@ -27,7 +27,3 @@ async def readyz(services: NamedDependency[Services]) -> Response[dict[str, str]
     if problems:
         return Response({"status": "not ready", **problems}, status_code=503, headers={"Retry-After": "2"})
     return Response({"status": "ready"})
-
-
-def _reachable(connection: Connection) -> None:
-    connection.execute(text("select 1"))

@@ -1,7 +1,8 @@
 """`/api/instances` and what lies below it."""
 
 import asyncio
-from decimal import Decimal, InvalidOperation
+import re
+from decimal import Decimal
 from typing import Annotated
 
 from litestar import Request, delete, get, post, put
@@ -21,6 +22,7 @@ _LONGEST_WAIT = 60
 """Seconds."""
 _LONGEST_KEY = 255
 """Characters of an `Idempotency-Key`."""
+_DOLLARS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 @get("/api/instances")
@@ -164,12 +166,6 @@ def _idempotency_key(header: str | None) -> str | None:
 
 
 def _max_price(header: str | None) -> Decimal | None:
-    if header is None:
-        return None
-    try:
-        price = Decimal(header)
-    except InvalidOperation:
-        price = Decimal("NaN")
-    if not price.is_finite() or price < 0:
+    if header is not None and not _DOLLARS.fullmatch(header):
         raise BadRequest(f"`Vectordash-Max-Price` is “{header}”; write dollars an hour, such as 0.64.")
-    return price
+    return None if header is None else Decimal(header)

@@ -26,22 +26,29 @@ class Limit:
     _buckets: dict[object, tuple[float, float]] = field(default_factory=dict)
     """What is left, and when that was true."""
 
-    def spend(self, who: object) -> list[tuple[bytes, bytes]]:
-        """Count one request; gives the headers that tell what is left. Raises `TooManyRequests`."""
-        now = self.seconds()
-        left, then = self._buckets.get(who, (float(self.burst), now))
-        left = min(self.burst, left + (now - then) * self.rate)
+    def spend(self, who: object) -> None:
+        """Count one request. Raises `TooManyRequests`."""
+        now, left = self._left(who)
         if left < 1:
-            self._buckets[who] = (left, now)
             raise TooManyRequests(self.rate, self.burst, math.ceil((1 - left) / self.rate))
         self._buckets[who] = (left - 1, now)
         if len(self._buckets) > _SWEEP_AT:
             self._forget(now)
+
+    def headers(self, who: object) -> list[tuple[bytes, bytes]]:
+        """Tell the rule, and what is left by it."""
+        _, left = self._left(who)
         window = math.ceil(self.burst / self.rate)
         return [
             (b"ratelimit-policy", f'"{self.name}";q={self.burst};w={window}'.encode()),
-            (b"ratelimit", f'"{self.name}";r={int(left - 1)};t={math.ceil(1 / self.rate)}'.encode()),
+            (b"ratelimit", f'"{self.name}";r={int(left)};t={math.ceil(1 / self.rate)}'.encode()),
         ]
+
+    def _left(self, who: object) -> tuple[float, float]:
+        """What time is it, and what is in this bucket?"""
+        now = self.seconds()
+        left, then = self._buckets.get(who, (float(self.burst), now))
+        return now, min(self.burst, left + (now - then) * self.rate)
 
     def _forget(self, now: float) -> None:
         self._buckets = {

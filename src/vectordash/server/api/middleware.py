@@ -2,7 +2,8 @@
 
 A request id, the documented headers (`Content-Type`, and `Status`, which repeats the status line), one log
 line, and two things that the framework would do otherwise: `OPTIONS` is refused as any other method that a
-path does not have, and `//api//gpus` is the same as `/api/gpus`. Paths are logged, never queries or headers.
+path does not have, and `//api//gpus` is the same as `/api/gpus`. Paths are logged, never queries or headers,
+and a token that somebody put into a path is not.
 """
 
 import asyncio
@@ -23,6 +24,17 @@ log = logging.getLogger("vectordash.access")
 _JSON = b"application/json; charset=utf-8"
 _NAMES = {kind.code: kind.name for kind in (errors.IncompleteProfile, errors.GpuUnavailable)}
 """Codes that the reference names otherwise than HTTP does."""
+_TOKEN = re.compile(r"vd_[A-Za-z0-9_-]{16,}")
+
+
+def is_api(path: str) -> bool:
+    """Tell whether the API's rules hold for this path."""
+    return path == "/api" or path.startswith("/api/")
+
+
+def method_of(scope: Scope) -> str:
+    """Give the method that was sent: the framework sees another one in place of `OPTIONS`."""
+    return str(scope["state"]["method"])
 
 
 class Outermost:
@@ -44,7 +56,7 @@ class Outermost:
         scope["state"] = scope.get("state") or {}
         scope["state"]["request_id"] = request_id
         scope["path"] = path = _tidy(scope["path"])
-        method = scope["method"]
+        scope["state"]["method"] = method = scope["method"]
         if method == "OPTIONS":
             scope["method"] = cast("Any", "TRACE")  # a method that no path has
         began = time.perf_counter()
@@ -68,7 +80,7 @@ class Outermost:
             log.info(
                 "%s %s %d",
                 method,
-                path,
+                _loggable(path),
                 answered,
                 extra={"ms": round((time.perf_counter() - began) * 1000, 1), "request_id": request_id},
             )
@@ -79,9 +91,14 @@ def _tidy(path: str) -> str:
     return re.sub(r"/{2,}", "/", path).rstrip("/") or "/"
 
 
+def _loggable(path: str) -> str:
+    """The path on one line, whatever was sent, and without a token."""
+    return _TOKEN.sub("vd_***", path.encode("unicode_escape").decode())
+
+
 def _headers(status: int, headers: Any, scope: HTTPScope, path: str) -> list[tuple[bytes, bytes]]:
     kept = [(name, value) for name, value in headers if name.lower() != b"status"]
-    if path.startswith("/api"):
+    if is_api(path):
         kept = [(name, value) for name, value in kept if name.lower() != b"content-type" or _is_text(value)]
         if status == HTTPStatus.NO_CONTENT:
             kept.append((b"content-type", b"application/octet-stream"))

@@ -22,23 +22,44 @@ class StrictRequest(Request[Any, Any, Any]):
     async def body(self) -> bytes:
         """Read the body whole."""
         try:
-            return await super().body()
+            body = await super().body()
         except RequestEntityTooLarge as error:
             raise BadRequest(f"The body is over {LONGEST_BODY // 1024} KiB.") from error
         except InternalServerException as error:
             raise BadRequest("The body was cut off.") from error
+        if not body:
+            raise BadRequest("The request has no body: send a JSON object.")
+        return body
 
     async def json(self) -> Any:
         """Decode the body: an object, whose values are checked by the handler's struct."""
-        content_type, _ = self.content_type
+        self._demand_json()
+        try:
+            value = msgspec.json.decode(await self.body())
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+            raise BadRequest(f"The body is not valid JSON: {_plain(error)}.") from error
+        if not isinstance(value, dict):
+            raise BadRequest("The body is not a JSON object: send `{…}`.")
+        return value
+
+    def _demand_json(self) -> None:
+        content_type, options = self.content_type
+        if not content_type:
+            raise BadRequest("The body has no `Content-Type`; send `Content-Type: application/json`.")
         if content_type != "application/json":
             raise BadRequest(
                 f"The body's `Content-Type` is “{content_type}”; send `Content-Type: application/json`."
             )
-        try:
-            value = msgspec.json.decode(await self.body())
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-            raise BadRequest(f"The body is not valid JSON: {error}.") from error
-        if not isinstance(value, dict):
-            raise BadRequest("The body is not a JSON object: send `{…}`.")
-        return value
+        charset = options.get("charset", "utf-8")
+        if charset.lower() not in {"utf-8", "utf8"}:
+            raise BadRequest(f"The body's charset is “{charset}”; JSON is sent as UTF-8.")
+
+
+def _plain(error: Exception) -> str:
+    """Say in a few words what the decoder found."""
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not UTF-8"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    found = str(error).removeprefix("JSON is malformed: ").partition(" - at ")[0]
+    return found[:1].lower() + found[1:]

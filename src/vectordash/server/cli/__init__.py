@@ -6,6 +6,7 @@ is refused ends in one line on stderr that says what to do, and a non-zero exit 
 
 import importlib
 import sys
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import click
@@ -54,27 +55,36 @@ def group(context: click.Context, data: str | None) -> None:
 
     Settings come from VECTORDASH_… in the environment, or from the TOML file that VECTORDASH_CONFIG names.
     """
-    context.obj = {"data": data}
+    values = context.ensure_object(dict)
+    if data is not None:
+        values["data"] = data
 
 
 def main() -> NoReturn:
     """Run the program."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str], **given: object) -> int:
+    """Run one command line and give its exit code; `given` is what a test hands in: a clock."""
     try:
-        result: Any = group(standalone_mode=False)
+        _demand_text(arguments)
+        result: Any = group(list(arguments), prog_name="vdserver", standalone_mode=False, obj=given)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        sys.exit(output.USAGE)
-    except click.UsageError as error:
-        error.show()
-        sys.exit(output.USAGE)
-    except click.Abort:
-        sys.exit(output.INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(output.FAILED)
+        return output.USAGE
+    except (click.Abort, KeyboardInterrupt):
+        return output.INTERRUPTED
     except Exception as error:
         if (line := output.explain(error)) is None:
             raise
         output.say(f"vdserver: {line}")
-        sys.exit(output.FAILED)
-    sys.exit(result if isinstance(result, int) else output.DONE)
+        return output.USAGE if isinstance(error, click.UsageError) else output.FAILED
+    return result if isinstance(result, int) else output.DONE
+
+
+def _demand_text(arguments: Sequence[str]) -> None:
+    """Refuse bytes that are no text here, before they reach the store or an answer."""
+    for number, argument in enumerate(arguments, 1):
+        if not argument.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in argument):
+            raise click.UsageError(f"Argument {number} is not UTF-8.")

@@ -2,16 +2,20 @@
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from vectordash.server.db.migrate import head, revision
-from vectordash.server.db.session import Store
+from vectordash.server.clock import BootClock, Clock
 from vectordash.server.settings import Settings, load
+
+if TYPE_CHECKING:
+    from vectordash.server.db.session import Store
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _LOCK = "server.lock"
 
@@ -20,30 +24,91 @@ class FolderRefused(Exception):
     """The data folder cannot be used; the message says why and what to do."""
 
 
+def data_option(command: F) -> F:
+    """Let `--data` stand behind a command too, not only before it."""
+
+    def keep(context: click.Context, _option: click.Parameter, value: str | None) -> None:
+        if value is not None:
+            context.find_root().ensure_object(dict)["data"] = value
+
+    return click.option(
+        "--data",
+        metavar="FOLDER",
+        expose_value=False,
+        callback=keep,
+        help="The folder of the cloud.  [default: .vectordash]",
+    )(command)
+
+
 def settings_of(context: click.Context, **given: object) -> Settings:
     """Read the settings, the options of the command line first."""
     data: Any = (context.find_root().obj or {}).get("data")
     return load(**({"data": data} | given))
 
 
+def clock_of(context: click.Context | None) -> Clock:
+    """Give the command's clock: one for the whole command, so that all it writes is of one time."""
+    if context is None:
+        return BootClock()
+    clock: Clock = context.find_root().ensure_object(dict).setdefault("clock", BootClock())
+    return clock
+
+
 @contextmanager
-def opened(context: click.Context) -> Iterator[Store]:
+def opened(context: click.Context) -> Iterator["Store"]:
     """Open the store of a cloud that was started before, while it serves or not."""
+    from sqlalchemy.exc import DatabaseError  # noqa: PLC0415 - slow to import, and `--help` needs none of it
+
+    from vectordash.server.db.migrate import revision  # noqa: PLC0415
+    from vectordash.server.db.session import Store  # noqa: PLC0415
+
     settings = settings_of(context)
-    if not (settings.data / "store.db").exists():
-        raise FolderRefused(
-            f"There is no cloud in {settings.data}. Start one with `vdserver up`, or name its folder: --data."
-        )
+    demand_store(settings.data)
     store = Store(settings.database, readers=1)
     try:
-        if (found := store.ask(revision)) != head():
-            raise FolderRefused(
-                f"The store in {settings.data} is of revision {found}, this program's is {head()}. "
-                "Start `vdserver up` of the newer version once: it upgrades the store."
-            )
+        demand_revision(settings.data, store.ask(revision))
         yield store
+    except DatabaseError as error:
+        if type(error) is not DatabaseError:
+            raise
+        raise FolderRefused(
+            f"{settings.data / 'store.db'} is damaged, or no store: {error.orig}. See: vdserver doctor"
+        ) from error
     finally:
         store.close()
+
+
+def demand_store(data: Path) -> None:
+    """Refuse a folder where no cloud was ever started, or whose store is somebody else's."""
+    file = data / "store.db"
+    if not file.exists():
+        raise FolderRefused(
+            f"There is no cloud in {data}. Start one with `vdserver up`, or name its folder: --data FOLDER"
+        )
+    if not os.access(file, os.R_OK | os.W_OK):
+        raise FolderRefused(
+            f"{file} belongs to user {file.stat().st_uid}, and you are {os.geteuid()}: use vdserver as that "
+            f"user, such as: sudo -u '#{file.stat().st_uid}' vdserver …"
+        )
+
+
+def demand_revision(data: Path, found: str | None) -> None:
+    """Refuse a store whose tables are not those of this program."""
+    from vectordash.server.db.migrate import head  # noqa: PLC0415 - it brings SQLAlchemy along
+
+    wanted = head()
+    if found is None:
+        raise FolderRefused(f"The store in {data} has no tables yet. They are made by: vdserver up")
+    if found > wanted:
+        raise FolderRefused(
+            f"The store in {data} is of revision {found}, newer than this program's {wanted}. Use the newer "
+            "program."
+        )
+    if found < wanted:
+        raise FolderRefused(
+            f"The store in {data} is of revision {found}, older than this program's {wanted}. It is upgraded "
+            "by: vdserver up"
+        )
 
 
 @contextmanager
@@ -60,7 +125,8 @@ def locked(settings: Settings) -> Iterator[None]:
                 "Stop it, or name another folder: vdserver --data FOLDER up"
             ) from None
         file.truncate()
-        file.write(f"process {os.getpid()}, serving http://{settings.host}:{settings.port}\n")
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        file.write(f"process {os.getpid()}, serving http://{host}:{settings.port}\n")
         file.flush()
         yield
 

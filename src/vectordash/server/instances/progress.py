@@ -4,18 +4,31 @@ Whoever works on an instance holds its lease; every record is guarded by the lea
 lost its lease writes nothing. `generation` tells whether something new was desired meanwhile.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from typing import Literal, NamedTuple
 
-from sqlalchemy import Connection, and_, case, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    bindparam,
+    case,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from vectordash.server.accounts.tables import users
+from vectordash.server.clock import UNLIMITED
 from vectordash.server.instances import holding, store
 from vectordash.server.instances.holding import Seat
 from vectordash.server.instances.lifecycle import EndReason, after_failure
-from vectordash.server.instances.tables import attempts, instances
+from vectordash.server.instances.tables import attempts, events, instances
 from vectordash.server.machines import store as machines
 from vectordash.server.machines.tables import gpus as cards
 from vectordash.server.machines.tables import machines as hosts
@@ -43,7 +56,7 @@ class Attempt:
     cores: int
     ram: int
     storage: int
-    deadline: datetime | None
+    deadline: datetime
     failed: bool
 
 
@@ -71,27 +84,24 @@ class Work:
     attempts: tuple[Attempt, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """What a cluster should have: one attempt that is not released."""
 
     driver_name: str
     instance: str
     resting: bool
-    """Active, in sight, and nothing is due: it should be running."""
+    """Active, and the attempt is the one that it stands on: it should be running."""
     unseen: bool
-    due_at: datetime | None
+    """Live, and reported out of sight."""
+    put_off: bool
+    """Nobody will look at it before it counts as lost."""
 
 
 def due(connection: Connection, now: datetime, most: int) -> list[str]:
     """Which instances are due and under nobody's lease?"""
     query = (
         select(instances.c.key)
-        .where(
-            instances.c.due_at.is_not(None),
-            instances.c.due_at <= now,
-            or_(instances.c.lease_until.is_(None), instances.c.lease_until <= now),
-        )
+        .where(instances.c.due_at <= now, _unleased(now))
         .order_by(instances.c.due_at)
         .limit(most)
     )
@@ -107,19 +117,24 @@ def next_due(connection: Connection) -> datetime | None:
     return connection.execute(query).scalar()
 
 
-def lease(connection: Connection, key: str, now: datetime, until: datetime) -> Work | None:
-    """Take an instance to work on, unless somebody else has it."""
+def lease(
+    connection: Connection, key: str, now: datetime, until: datetime, deadlines: Mapping[int, datetime]
+) -> Work | None:
+    """Take an instance that is due to work on, unless somebody else has it.
+
+    `deadlines`: by when an attempt that begins now must have come to a login, on each cluster.
+    """
     taken = connection.execute(
         update(instances)
-        .where(
-            instances.c.key == key,
-            instances.c.due_at.is_not(None),
-            or_(instances.c.lease_until.is_(None), instances.c.lease_until <= now),
-        )
+        .where(instances.c.key == key, instances.c.due_at <= now, _unleased(now))
         .values(lease_until=until, lease_version=instances.c.lease_version + 1)
         .returning(instances.c.lease_version)
     ).scalar()
-    return None if taken is None else _work(connection, key)
+    return None if taken is None else _work(connection, key, deadlines)
+
+
+def _unleased(now: datetime) -> ColumnElement[bool]:
+    return or_(instances.c.lease_until.is_(None), instances.c.lease_until <= now)
 
 
 def break_leases(connection: Connection) -> None:
@@ -127,61 +142,68 @@ def break_leases(connection: Connection) -> None:
     connection.execute(update(instances).where(instances.c.lease_until.is_not(None)).values(lease_until=None))
 
 
-def _work(connection: Connection, key: str) -> Work:
-    row = connection.execute(
-        select(
-            instances.c.key,
-            instances.c.lease_version.label("version"),
-            instances.c.generation,
-            instances.c.name,
-            instances.c.gpu_type,
-            instances.c.image,
-            instances.c.price,
-            instances.c.until,
-            instances.c.active_at,
-            instances.c.ended_at,
-            instances.c.unseen_since,
-            instances.c.lost_at,
-            instances.c.restarts,
-            instances.c.failures,
-            instances.c.pem,
-            instances.c.public_key,
-            instances.c.attempt,
-        ).where(instances.c.key == key)
+_INSTANCE = select(
+    instances.c.key,
+    instances.c.lease_version.label("version"),
+    instances.c.generation,
+    instances.c.name,
+    instances.c.gpu_type,
+    instances.c.image,
+    instances.c.price,
+    instances.c.until,
+    instances.c.active_at,
+    instances.c.ended_at,
+    instances.c.unseen_since,
+    instances.c.lost_at,
+    instances.c.restarts,
+    instances.c.failures,
+    instances.c.pem,
+    instances.c.public_key,
+    instances.c.attempt,
+).where(instances.c.key == bindparam("instance"))
+_HELD = (
+    select(
+        attempts.c.id,
+        attempts.c.number,
+        attempts.c.gpu_id,
+        cards.c.uuid.label("gpu_uuid"),
+        attempts.c.machine_id,
+        hosts.c.name.label("machine"),
+        hosts.c.cluster_id,
+        attempts.c.driver_name,
+        attempts.c.bound_address,
+        attempts.c.probe_address,
+        attempts.c.port,
+        attempts.c.host_key,
+        attempts.c.host_public_key,
+        attempts.c.cores,
+        attempts.c.ram,
+        attempts.c.storage,
+        attempts.c.deadline,
+        attempts.c.failed_at.is_not(None).label("failed"),
     )
-    held = connection.execute(
-        select(
-            attempts.c.id,
-            attempts.c.number,
-            attempts.c.gpu_id,
-            cards.c.uuid.label("gpu_uuid"),
-            attempts.c.machine_id,
-            hosts.c.name.label("machine"),
-            hosts.c.cluster_id,
-            attempts.c.driver_name,
-            attempts.c.bound_address,
-            attempts.c.probe_address,
-            attempts.c.port,
-            attempts.c.host_key,
-            attempts.c.host_public_key,
-            attempts.c.cores,
-            attempts.c.ram,
-            attempts.c.storage,
-            attempts.c.deadline,
-            attempts.c.failed_at.is_not(None).label("failed"),
-        )
-        .join_from(attempts, cards, attempts.c.gpu_id == cards.c.id)
-        .join(hosts, attempts.c.machine_id == hosts.c.id)
-        .where(attempts.c.instance == key, attempts.c.released_at.is_(None))
-        .order_by(attempts.c.number.desc())
-    )
-    return Work(**row.mappings().one(), attempts=tuple(Attempt(**one) for one in held.mappings()))
+    .join_from(attempts, cards, attempts.c.gpu_id == cards.c.id)
+    .join(hosts, attempts.c.machine_id == hosts.c.id)
+    .where(attempts.c.instance == bindparam("instance"), attempts.c.released_at.is_(None))
+    .order_by(attempts.c.number.desc())
+)
 
 
-def reload(connection: Connection, work: Work) -> Work | None:
+def _work(connection: Connection, key: str, deadlines: Mapping[int, datetime]) -> Work:
+    """Load an instance; attempts that nobody has begun begin now."""
+    row = connection.execute(_INSTANCE, {"instance": key}).mappings().one()
+    held = [dict(one) for one in connection.execute(_HELD, {"instance": key}).mappings()]
+    for one in held:
+        if one["deadline"] is None:
+            one["deadline"] = deadlines.get(one["cluster_id"], UNLIMITED)
+            begun = update(attempts).where(attempts.c.id == one["id"]).values(deadline=one["deadline"])
+            connection.execute(begun)
+    return Work(**row, attempts=tuple(Attempt(**one) for one in held))
+
+
+def reload(connection: Connection, work: Work, deadlines: Mapping[int, datetime]) -> Work | None:
     """What is desired and recorded now? None if the lease is lost."""
-    fresh = _work(connection, work.key)
-    return fresh if fresh.version == work.version else None
+    return None if _held(connection, work) == "lost" else _work(connection, work.key, deadlines)
 
 
 def finish(
@@ -201,31 +223,30 @@ def finish(
 
 # --- what a step came to -----------------------------------------------------------------------------------
 
+Hold = Literal[
+    "wanted",  # the lease is ours, and the instance goes on
+    "ended",  # the lease is ours, but the instance has ended, perhaps a moment ago
+    "lost",  # somebody else took over: nothing may be written
+]
 
-def _held(connection: Connection, work: Work) -> bool:
-    """Tell whether the lease is still ours, and keep it until the transaction ends."""
+
+def _held(connection: Connection, work: Work) -> Hold:
+    """Tell whether the lease is still ours and what for, and keep it so until the transaction ends."""
     ours = connection.execute(
-        select(instances.c.key)
+        select(instances.c.ended_at)
         .where(instances.c.key == work.key, instances.c.lease_version == work.version)
         .with_for_update()
-    )
-    return ours.scalar() is not None
-
-
-def begin(connection: Connection, attempt_id: int, deadline: datetime) -> datetime:
-    """Set by when a login must work, at the first step of an attempt; gives what is set."""
-    connection.execute(
-        update(attempts)
-        .where(attempts.c.id == attempt_id, attempts.c.deadline.is_(None))
-        .values(deadline=deadline)
-    )
-    return connection.execute(
-        select(func.coalesce(attempts.c.deadline, deadline)).where(attempts.c.id == attempt_id)
-    ).scalar_one()
+    ).one_or_none()
+    if ours is None:
+        return "lost"
+    return "wanted" if ours.ended_at is None else "ended"
 
 
 def activate(connection: Connection, work: Work, attempt: Attempt, now: datetime) -> bool:
-    """A login worked: billing begins. False if the instance has ended, or the lease is lost."""
+    """A login worked: billing begins, unless the instance has ended or the lease is lost.
+
+    True if nothing is left to be done: the lease is given back.
+    """
     active = connection.execute(
         update(instances)
         .where(
@@ -237,46 +258,53 @@ def activate(connection: Connection, work: Work, attempt: Attempt, now: datetime
         .values(active_at=now)
         .returning(instances.c.key)
     ).scalar()
-    if active is not None:
-        message = "A login worked; billing has begun."
-        store.tell(connection, work.key, now, "active", message, attempt.number)
-    return active is not None
-
-
-def recover(connection: Connection, work: Work, attempt: Attempt, now: datetime, how: str) -> bool:
-    """It is well again: the time out of sight is free."""
-    if work.unseen_since is None or work.ended_at is not None or not _held(connection, work):
+    if active is None:
         return False
-    gap = max(0, int((now - work.unseen_since).total_seconds()))
+    message = "A login worked; billing has begun."
+    store.tell(connection, work.key, now, "active", message, attempt.number)
+    return _finish_if_last(connection, work, now)
+
+
+def _finish_if_last(connection: Connection, work: Work, now: datetime) -> bool:
+    """Give the lease back if this was the only attempt to work on; saves a transaction of its own."""
+    if len(work.attempts) > 1:
+        return False
+    finish(connection, work, None, now, came_to=True)
+    return True
+
+
+def recover(connection: Connection, work: Work, attempt: Attempt, now: datetime, how: str) -> None:
+    """It is well again: the time out of sight is free."""
+    if _held(connection, work) != "wanted":
+        return
+    gap = 0 if work.unseen_since is None else max(0, int((now - work.unseen_since).total_seconds()))
     connection.execute(
         update(instances)
-        .where(instances.c.key == work.key, instances.c.ended_at.is_(None))
+        .where(instances.c.key == work.key)
         .values(unseen_since=None, lost_at=None, restarts=0, free_seconds=instances.c.free_seconds + gap)
     )
     message = f"{how}; the {gap} s until then are not charged."
     store.tell(connection, work.key, now, "recovered", message, attempt.number)
-    return True
 
 
-def restart_failed(connection: Connection, work: Work, attempt: Attempt, why: str, now: datetime) -> int:
-    """A stopped instance did not start again; gives how often in a row."""
-    if not _held(connection, work):
-        return work.restarts
+def restart_failed(connection: Connection, work: Work, attempt: Attempt, why: str, now: datetime) -> None:
+    """A stopped instance did not start again."""
+    if _held(connection, work) != "wanted":
+        return
     connection.execute(
         update(instances).where(instances.c.key == work.key).values(restarts=instances.c.restarts + 1)
     )
     message = f"It had stopped and did not start again: {why}."
     store.tell(connection, work.key, now, "restart_failed", message, attempt.number)
-    return work.restarts + 1
 
 
-def lose(connection: Connection, work: Work, attempt: Attempt, why: str, now: datetime) -> bool:
+def lose(connection: Connection, work: Work, attempt: Attempt, why: str, now: datetime) -> None:
     """It was active and is lost: ended when it was last seen well."""
-    if not _held(connection, work):
-        return False
+    if _held(connection, work) == "lost":
+        return
     machines.suspect(connection, attempt.gpu_id, f"{work.key} was lost on it: {why}")
     last_well = work.unseen_since or now
-    return _end(connection, work, max(last_well, work.active_at or last_well), "lost", f"Lost: {why}.", now)
+    _end(connection, work, max(last_well, work.active_at or last_well), "lost", f"Lost: {why}.", now)
 
 
 def fail(
@@ -290,7 +318,8 @@ def fail(
     transient: bool,
 ) -> None:
     """A start failed: on to another GPU, to the same once more, or to the end. Never charged."""
-    if not _held(connection, work) or attempt.failed:
+    hold = _held(connection, work)
+    if hold == "lost" or attempt.failed:
         return
     machines.suspect(connection, attempt.gpu_id, f"{work.key} did not start on it: {why}")
     tried = _gpus_tried(connection, work.key)
@@ -308,6 +337,8 @@ def fail(
     )
     message = f"GPU {attempt.gpu_id} did not start it: {why}."
     store.tell(connection, work.key, now, "start_failed", message, attempt.number)
+    if hold == "ended":  # while it failed: nobody waits for another
+        return
     if then == "other" and other is not None:
         _go_on(connection, vault, work, Seat(other.gpu_id, other.machine_id), other.price, now)
     elif then == "end":
@@ -327,9 +358,7 @@ def _go_on(
         _end(connection, work, now, "not_started", error.message, now)
         return
     connection.execute(
-        update(instances)
-        .where(instances.c.key == work.key, instances.c.ended_at.is_(None))
-        .values(attempt=number, price=lowest)
+        update(instances).where(instances.c.key == work.key).values(attempt=number, price=lowest)
     )
     store.tell(
         connection, work.key, now, "placed", f"Trying GPU {seat.gpu_id}, at {lowest:.2f} an hour.", number
@@ -338,7 +367,7 @@ def _go_on(
 
 def move_port(connection: Connection, vault: Vault, work: Work, attempt: Attempt, now: datetime) -> None:
     """Its port is busy on the machine: another one, on the same GPU."""
-    if not _held(connection, work):
+    if _held(connection, work) != "wanted":
         return
     try:
         port = holding.move_port(connection, attempt.id, attempt.machine_id)
@@ -349,38 +378,34 @@ def move_port(connection: Connection, vault: Vault, work: Work, attempt: Attempt
     store.tell(connection, work.key, now, "port_moved", message, attempt.number)
 
 
-def release(connection: Connection, vault: Vault, work: Work, attempt: Attempt, now: datetime) -> None:
-    """Nothing of an attempt is left on its cluster: let go of GPU and port; erase the key at the end."""
-    if not _held(connection, work):
-        return
+def release(connection: Connection, vault: Vault, work: Work, attempt: Attempt, now: datetime) -> bool:
+    """Nothing of an attempt is left on its cluster: let go of GPU and port; erase the key at the end.
+
+    True if nothing is left to be done: the lease is given back.
+    """
+    hold = _held(connection, work)
+    if hold == "lost":
+        return False
     holding.release(connection, attempt.id, attempt.gpu_id, now)
+    message = "Removed from its machine; the GPU is free."
+    store.tell(connection, work.key, now, "released", message, attempt.number)
+    if hold == "ended":
+        held = select(attempts.c.id).where(attempts.c.instance == work.key, attempts.c.released_at.is_(None))
+        erased = update(instances).where(instances.c.key == work.key, ~held.exists()).values(pem=None)
+        connection.execute(erased)
+        return _finish_if_last(connection, work, now)
     again = connection.execute(select(attempts.c.again).where(attempts.c.id == attempt.id)).scalar_one()
-    if again and attempt.number == work.attempt and work.ended_at is None:
+    if again and attempt.number == work.attempt:
         seat = Seat(attempt.gpu_id, attempt.machine_id)
         _go_on(connection, vault, work, seat, work.price, now)
-    connection.execute(
-        update(instances)
-        .where(
-            instances.c.key == work.key,
-            instances.c.ended_at.is_not(None),
-            ~select(attempts.c.id)
-            .where(attempts.c.instance == work.key, attempts.c.released_at.is_(None))
-            .exists(),
-        )
-        .values(pem=None)
-    )
-    store.tell(
-        connection, work.key, now, "released", "Removed from its machine; the GPU is free.", attempt.number
-    )
+    return False
 
 
 def _end(
     connection: Connection, work: Work, at: datetime, why: EndReason, message: str, now: datetime
-) -> bool:
-    ended = store.end(connection, work.key, at, why, now)
-    if ended:
+) -> None:
+    if store.end(connection, work.key, at, why, now):
         store.tell(connection, work.key, now, "ended", message)
-    return ended
 
 
 def _gpus_tried(connection: Connection, key: str) -> list[int]:
@@ -394,24 +419,31 @@ def _gpus_tried(connection: Connection, key: str) -> list[int]:
 
 def standing(connection: Connection, cluster_id: int) -> list[Standing]:
     """What should this cluster have?"""
-    resting = and_(
-        instances.c.active_at.is_not(None),
-        instances.c.ended_at.is_(None),
-        attempts.c.number == instances.c.attempt,
-    )
+    live = instances.c.ended_at.is_(None)
+    put_off = or_(instances.c.due_at.is_(None), instances.c.due_at >= instances.c.lost_at)
     query = (
         select(
             attempts.c.driver_name,
             attempts.c.instance,
-            resting,
-            instances.c.unseen_since.is_not(None),
-            instances.c.due_at,
+            and_(live, instances.c.active_at.is_not(None), attempts.c.number == instances.c.attempt),
+            and_(live, instances.c.unseen_since.is_not(None)),
+            put_off,
         )
         .join_from(attempts, instances, attempts.c.instance == instances.c.key)
         .join(hosts, attempts.c.machine_id == hosts.c.id)
         .where(hosts.c.cluster_id == cluster_id, attempts.c.released_at.is_(None))
     )
     return [Standing(*row) for row in connection.execute(query)]
+
+
+def unreleased(connection: Connection, cluster_id: int) -> set[str]:
+    """Which driver names may there be on this cluster?"""
+    query = (
+        select(attempts.c.driver_name)
+        .join_from(attempts, hosts, attempts.c.machine_id == hosts.c.id)
+        .where(hosts.c.cluster_id == cluster_id, attempts.c.released_at.is_(None))
+    )
+    return set(connection.execute(query).scalars())
 
 
 def known(connection: Connection, driver_names: Collection[str]) -> set[str]:
@@ -422,7 +454,7 @@ def known(connection: Connection, driver_names: Collection[str]) -> set[str]:
 
 def miss(
     connection: Connection,
-    keys: Collection[str],
+    keys: Sequence[str],
     last_well: datetime,
     now: datetime,
     *,
@@ -430,36 +462,56 @@ def miss(
     look_at: datetime,
 ) -> None:
     """These active instances are out of sight since `last_well`: look at each then, and give it up then."""
-    for key in keys:
+    since = case((instances.c.active_at > last_well, instances.c.active_at), else_=last_well)
+    message = "It is out of sight. It stays yours, and this time is not charged."
+    for some in _some_at_a_time(keys):
         missed = connection.execute(
             update(instances)
             .where(
-                instances.c.key == key,
+                instances.c.key.in_(some),
                 instances.c.ended_at.is_(None),
                 instances.c.active_at.is_not(None),
                 instances.c.unseen_since.is_(None),
             )
             .values(
-                unseen_since=case(
-                    (instances.c.active_at > last_well, instances.c.active_at), else_=last_well
-                ),
+                unseen_since=since,
                 lost_at=lost_at,
                 due_at=look_at,
                 generation=instances.c.generation + 1,
             )
-            .returning(instances.c.attempt)
-        ).scalar()
-        if missed is not None:
-            message = "It is out of sight. It stays yours, and this time is not charged."
-            store.tell(connection, key, now, "unseen", message, missed)
+            .returning(instances.c.key.label("instance"), instances.c.attempt)
+        ).mappings()
+        told = [{**one, "time": now, "kind": "unseen", "message": message} for one in missed]
+        if told:
+            connection.execute(insert(events), told)
 
 
-def nudge(connection: Connection, keys: Collection[str], now: datetime) -> None:
+def nudge(connection: Connection, keys: Sequence[str], now: datetime) -> None:
     """Have these looked at now."""
+    for some in _some_at_a_time(keys):
+        connection.execute(
+            update(instances)
+            .where(instances.c.key.in_(some))
+            .values(due_at=now, generation=instances.c.generation + 1)
+        )
+
+
+def _some_at_a_time(keys: Sequence[str]) -> list[Sequence[str]]:
+    """Cut into pieces that a statement can take: a whole cluster may be out of sight at once."""
+    return [keys[first : first + 1000] for first in range(0, len(keys), 1000)]
+
+
+def renew_grace(connection: Connection, cluster_id: int, now: datetime, lost_at: datetime) -> None:
+    """Give another grace to those on this cluster whose own has ended while nobody was looking."""
+    here = (
+        select(attempts.c.instance)
+        .join_from(attempts, hosts, attempts.c.machine_id == hosts.c.id)
+        .where(hosts.c.cluster_id == cluster_id, attempts.c.released_at.is_(None))
+    )
     connection.execute(
         update(instances)
-        .where(instances.c.key.in_(keys))
-        .values(due_at=now, generation=instances.c.generation + 1)
+        .where(instances.c.ended_at.is_(None), instances.c.lost_at <= now, instances.c.key.in_(here))
+        .values(lost_at=lost_at)
     )
 
 

@@ -1,9 +1,9 @@
 """What a POST does to the store: one transaction, all or nothing.
 
 In the contract's order: the request makes sense (400), a replay of its `Idempotency-Key` is answered with
-the instance as it is, the profile is complete (407), the account's limits (400), an offer (504). Then the
-GPU and a port are held by the first attempt, and the instance exists, `pending` and due. What happens next
-is the reconciler's.
+the instance as it is (also when its date has passed meanwhile), the profile is complete (407), the account's
+limits (400), an offer (504). Then the GPU and a port are held by the first attempt, and the instance exists,
+`pending` and due. What happens next is the reconciler's.
 """
 
 import secrets
@@ -17,7 +17,7 @@ from vectordash.server import audit
 from vectordash.server.accounts.service import Accounts
 from vectordash.server.accounts.store import Caller
 from vectordash.server.catalogue.store import find_image, find_type
-from vectordash.server.clock import as_written, how_long
+from vectordash.server.clock import UNLIMITED, as_written, how_long
 from vectordash.server.instances import store
 from vectordash.server.instances.holding import Seat, hold
 from vectordash.server.instances.tables import instances
@@ -73,12 +73,12 @@ def rent(
     """
     gpu = find_type(connection, wish.gpu)
     image = find_image(connection, wish.image)
-    if wish.date is not None and wish.date <= now:
-        raise InvalidField("date", f"it lies in the past; it is now {as_written(now)} (UTC).")
     if wish.idempotency_key is not None:
         promised = store.promised_to(connection, caller.user_id, wish.idempotency_key, now - KEPT)
         if promised is not None:
             return _replay(promised, wish), True
+    if wish.date is not None and wish.date <= now:
+        raise InvalidField({"date": f"it lies in the past; it is now {as_written(now)} (UTC)"})
     how.accounts.demand_complete(caller)
     ends_at = _within_limits(connection, how.settings, caller, now)
     offer = _offer(connection, how.settings, gpu, wish, now)
@@ -104,7 +104,7 @@ def _replay(promised: tuple[str, str], wish: Wish) -> str:
 
 def _offer(connection: Connection, settings: Settings, gpu: str, wish: Wish, now: datetime) -> Offer:
     soon = now + timedelta(hours=settings.least_hours)
-    until = soon if wish.date is None else max(soon, wish.date)
+    until = soon if wish.date is None else max(soon, min(wish.date, UNLIMITED))
     cheapest = wish.date is not None
     offer = machines.best_offer(connection, gpu, now, at_least_until=until, cheapest=cheapest)
     if offer is None:
@@ -119,15 +119,15 @@ def _unavailable(
 ) -> GpuUnavailable:
     free = machines.offers(connection, now, soon)
     shorter = next((offer for offer in free if offer.type == gpu), None)
-    instead = [
-        f"{offer.type} ({offer.hourly_price:.2f} an hour, until {offer.max_availability})"
+    others = [
+        f"{offer.type} ({offer.hourly_price:.2f} an hour, {_until(offer.max_availability)})"
         for offer in free
         if offer.type != gpu
     ]
     sentences = []
     if date is not None and shorter is not None:
-        sentences.append(f"One is free until {shorter.max_availability}.")
-    sentences.append(f"Free now: {', '.join(instead)}." if instead else "Nothing else is free either.")
+        sentences.append(f"One is free {_until(shorter.max_availability)}.")
+    sentences.append(f"Also free: {', '.join(others)}." if others else "No other type is free either.")
     ends = [
         end
         for end in (machines.next_reservation_end(connection, gpu), store.next_time_limit(connection, gpu))
@@ -136,10 +136,14 @@ def _unavailable(
     if ends:
         sentences.append(f"A {gpu} becomes free at {as_written(min(ends))} (UTC) at the latest.")
     else:
-        sentences.append("Nobody knows when one becomes free; try again in a minute.")
+        sentences.append(f"When a {gpu} becomes free is not known; try again in a minute.")
     wait = int((min(ends) - now).total_seconds()) + 1 if ends else _RETRY
-    until = "" if date is None else f" until {as_written(date)}"
-    return GpuUnavailable(gpu, until, " ".join(sentences), wait)
+    wanted = "" if date is None else f" and {how_long(date)}"
+    return GpuUnavailable(gpu, wanted, " ".join(sentences), wait)
+
+
+def _until(availability: str) -> str:
+    return "without end" if availability == "unlimited" else f"until {availability} (UTC)"
 
 
 def _within_limits(
@@ -149,10 +153,15 @@ def _within_limits(
     own = caller.limits
     at_once = settings.gpus_at_once if own.gpus_at_once is None else own.gpus_at_once
     if at_once and (held := store.held_by(connection, caller.user_id)) >= at_once:
-        raise LimitReached(f"Your account may hold {at_once} GPUs at once and holds {held}.")
+        raise LimitReached(
+            f"Your account may hold {at_once} GPUs at once and holds {held}.", "End an instance"
+        )
     a_month = settings.gpu_hours_a_month if own.gpu_hours_a_month is None else own.gpu_hours_a_month
     if a_month and (used := _hours_this_month(connection, caller, now)) >= a_month:
-        raise LimitReached(f"Your account may use {a_month} GPU-hours a month and has used {used}.")
+        raise LimitReached(
+            f"Your account may use {a_month} GPU-hours a calendar month and has used {used}.",
+            "Wait until the month is over (UTC)",
+        )
     hours = settings.hours_an_instance if own.hours_an_instance is None else own.hours_an_instance
     return now + timedelta(hours=hours) if hours else None
 

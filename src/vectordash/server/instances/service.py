@@ -119,16 +119,18 @@ class Instances:
 
     async def delete(self, caller: Caller, key_or_name: str) -> None:
         """End an instance: the billing clock stops now, whatever its cluster does next."""
-        await self.store.write(self._delete, caller, key_or_name)
+        key = await self.store.write(self._delete, caller, key_or_name)
+        self.waiters.tell(key)
         self.wake()
 
-    def _delete(self, connection: Connection, caller: Caller, key_or_name: str) -> None:
+    def _delete(self, connection: Connection, caller: Caller, key_or_name: str) -> str:
         row = rows.find(connection, caller.user_id, key_or_name)
         now = self.clock()
         if not rows.end(connection, row.key, now, "deleted", now):
             raise _gone(row)
         rows.tell(connection, row.key, now, "deleted", "Deleted by its renter; billing has ended.")
         audit.record(connection, now, caller.email, "delete", f"{row.key} “{row.name}”")
+        return row.key
 
     async def connection(self, caller: Caller, key_or_name: str) -> tuple[str, Access]:
         """Give the instance's name and all that SSH needs. Raises `Gone` once it has ended."""
@@ -198,7 +200,8 @@ def _date(text: str) -> datetime:
     try:
         return datetime.strptime(text, "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
     except ValueError as error:
-        raise InvalidField("date", f"“{text}” is not a date; write YYYY-MM-DD HH:MM:SS (UTC).") from error
+        why = f"there is no {text}; write YYYY-MM-DD HH:MM:SS (UTC)"
+        raise InvalidField({"date": why}) from error
 
 
 def _gone(row: Row) -> Gone:

@@ -442,6 +442,24 @@ def change_listing(connection: Connection, gpu_ids: Collection[int], values: dic
     return set(changed.scalars())
 
 
+def clear(connection: Connection, gpu_ids: Collection[int]) -> None:
+    """Trust these cards again."""
+    change_listing(connection, gpu_ids, {"suspect": False, "suspect_why": ""})
+
+
+def held_by_orphans(connection: Connection) -> dict[int, str]:
+    """Which cards does something hold that this store does not know? By id: its driver name."""
+    of_it = (literal(" ") + orphans.c.gpu_uuids + " ").contains(literal(" ") + gpus.c.uuid + " ")
+    query = select(gpus.c.id, orphans.c.name).join_from(gpus, orphans, of_it)
+    return dict(iter(connection.execute(query)))
+
+
+def all_clusters(connection: Connection) -> list[Cluster]:
+    """Which clusters were joined?"""
+    query = select(clusters.c.id, clusters.c.name, clusters.c.driver, clusters.c.identity)
+    return [Cluster(*row) for row in connection.execute(query.order_by(clusters.c.id))]
+
+
 def uuid_of(connection: Connection, gpu_id: int) -> str:
     """What is this card's own identity?"""
     return connection.execute(select(gpus.c.uuid).where(gpus.c.id == gpu_id)).scalar_one()

@@ -6,21 +6,16 @@ of the lease. Called by `loop.py` for whoever is due; what it leaves undone stay
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy import Connection
 
 from vectordash.server.clock import Clock
 from vectordash.server.db.session import Store
-from vectordash.server.drivers.base import (
-    Access,
-    Driver,
-    DriverError,
-    PortBusy,
-    Spec,
-    StartFailed,
-    Unreachable,
-)
+from vectordash.server.drivers.base import Access, Driver, DriverError, PortBusy, Spec, StartFailed
 from vectordash.server.instances import progress
 from vectordash.server.instances.lifecycle import MOST_RESTARTS
 from vectordash.server.instances.progress import Attempt, Work
@@ -43,6 +38,8 @@ from vectordash.server.vault import Vault
 from vectordash.wire.errors import Unavailable
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _LOOK = 5.0
 """Seconds that a direct look at an instance may take."""
@@ -53,6 +50,11 @@ _MARGIN = 2.0
 _FIRST_PAUSE = 0.25
 _LONGEST_PAUSE = 30.0
 """A step that came to nothing is tried again after 0.25, 0.5, 1, … up to 30 s."""
+_RESTART_PAUSE = 15.0
+"""Seconds between two starts of a stopped instance, of which only a few are tried: a machine that has just
+booted may need that long until its GPUs can be used."""
+_BUSY = 0.1
+"""Seconds until a busy store is asked again to record what a step came to."""
 _MOST_STEPS = 12
 """In one lease; more than any life needs, so that a mistake cannot spin."""
 
@@ -65,6 +67,8 @@ class Cluster:
     name: str
     identity: str
     driver: Driver
+    asked: bool = False
+    """A pass has been made, whatever it came to; until then nothing is decided about what is on it."""
     trusted: bool = False
     """It has said that it is the one that was joined; until then nothing is touched."""
 
@@ -84,176 +88,223 @@ class Surroundings:
         longest = max((one.driver.start_deadline for one in self.clusters.values()), default=15.0)
         return longest + _REMOVE + 2 * _LOOK + _MARGIN
 
+    def deadlines(self) -> dict[int, datetime]:
+        """By when a start that begins now must have come to a login, on each cluster."""
+        now = self.clock()
+        return {one.id: now + timedelta(seconds=one.driver.start_deadline) for one in self.clusters.values()}
+
 
 class _Again(Exception):
-    """A step came to nothing, but nothing is lost: pause, then decide anew."""
+    """A step came to nothing, but nothing is lost: pause, at least that long, then decide anew."""
+
+    def __init__(self, message: str, *, pause: float = 0.0) -> None:
+        super().__init__(message)
+        self.pause = pause
 
 
 async def work_on(around: Surroundings, key: str) -> None:
     """Bring one instance as far as it goes now. Raises nothing but what the store raises."""
     now = around.clock()
     until = now + timedelta(seconds=around.lease_seconds)
-    work = await around.store.write(progress.lease, key, now, until)
-    if work is None:
-        return
-    try:
-        look_at, came_to = await _steps(around, work, until)
-    except Unavailable:
-        raise
-    except Exception:  # a mistake of ours must not keep the instance from being tried again
-        log.exception("instance %s: a step failed in a way that nobody foresaw", key)
-        look_at, came_to = None, False
-    now = around.clock()
-    if not came_to:
-        pause = now + timedelta(seconds=min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(work.failures, 10)))
-        look_at = pause if look_at is None else min(pause, look_at)
-    await around.store.write(progress.finish, work, look_at, now, came_to=came_to)
+    work = await around.store.write(progress.lease, key, now, until, around.deadlines())
+    if work is not None:
+        await _Shift(around, until, work).do()
 
 
-async def _steps(around: Surroundings, work: Work, until: datetime) -> tuple[datetime | None, bool]:
-    """Step until all attempts rest or wait: when to look again, and whether all went well."""
-    for _ in range(_MOST_STEPS):
-        look_at: datetime | None = None
-        came_to = True
-        moved = False
-        for attempt in work.attempts:
-            try:
-                next_step = await _step(around, work, attempt, until)
-            except _Again as why:
-                log.info("instance %s, attempt %d: %s", work.key, attempt.number, why)
-                came_to = False
-                continue
-            except DriverError as error:
-                log.warning("instance %s, attempt %d: %s", work.key, attempt.number, error)
-                came_to = False
-                continue
+@dataclass(slots=True)
+class _Round:
+    """What became of one step for each attempt."""
+
+    came_to: bool = True
+    """Nothing failed and nothing is waited for."""
+    moved: bool = False
+    """Something changed: load and look again."""
+    pause: float = 0.0
+    """Seconds to wait at least, if it came to nothing."""
+    look_at: datetime | None = None
+
+
+@dataclass(slots=True)
+class _Shift:
+    """One lease of one instance, and what is done under it."""
+
+    around: Surroundings
+    until: datetime
+    work: Work
+    """The instance as it was last loaded; every decision is made on this."""
+    _given_back: bool = False
+    """The lease ended with the last record."""
+
+    async def do(self) -> None:
+        """Step until nothing is to be done now, then give the lease back."""
+        try:
+            last = await self._steps()
+        except Unavailable as error:
+            log.warning("instance %s: the store does not answer: %s", self.work.key, error)
+            last = _Round(came_to=False)
+        except Exception:  # a mistake of ours must not keep the instance from being tried again
+            log.exception("instance %s: a step failed in a way that nobody foresaw", self.work.key)
+            last = _Round(came_to=False)
+        if self._given_back:
+            return
+        now = self.around.clock()
+        look_at = last.look_at
+        if not last.came_to:
+            pause = max(last.pause, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(self.work.failures, 10)))
+            look_at = _earlier(look_at, now + timedelta(seconds=pause))
+        await self._record(progress.finish, self.work, look_at, now, came_to=last.came_to)
+
+    async def _steps(self) -> _Round:
+        for _ in range(_MOST_STEPS):
+            this = _Round()
+            for attempt in self.work.attempts:
+                await self._try(this, attempt)
+                if self._given_back:
+                    return this
+            if not this.moved:
+                return this
+            fresh = await self._record(progress.reload, self.work, self.around.deadlines())
+            if fresh is None:
+                self._given_back = True
+                return this
+            self.work = fresh
+        log.warning("instance %s does not come to rest", self.work.key)
+        return _Round(came_to=False)
+
+    async def _try(self, this: _Round, attempt: Attempt) -> None:
+        try:
+            next_step = await self._step(attempt)
+        except _Again as why:
+            log.info("instance %s, attempt %d: %s", self.work.key, attempt.number, why)
+            this.came_to, this.pause = False, max(this.pause, why.pause)
+        except DriverError as error:
+            log.warning("instance %s, attempt %d: %s", self.work.key, attempt.number, error)
+            this.came_to = False
+        else:
             if isinstance(next_step, Wait):
-                came_to = False
-                look_at = _earlier(look_at, next_step.until)
-            moved = moved or not isinstance(next_step, Wait | Rest)
-        if not moved:
-            return look_at, came_to
-        if (fresh := await around.store.read(progress.reload, work)) is None:
-            return None, True
-        work = fresh
-    return around.clock(), False
+                this.came_to = False
+                this.look_at = _earlier(this.look_at, next_step.until)
+            elif not isinstance(next_step, Rest):
+                this.moved = True
 
+    async def _step(self, attempt: Attempt) -> Step:
+        """Observe, decide, act and record, once, for one attempt."""
+        cluster = self.around.clusters.get(attempt.cluster_id)
+        if cluster is None or not cluster.asked:
+            return Wait()
+        sight = await self._observe(cluster, attempt)
+        next_step = step(self._desired(attempt), sight, self.around.clock())
+        await self._act(cluster, attempt, next_step)
+        return next_step
 
-async def _step(around: Surroundings, work: Work, attempt: Attempt, until: datetime) -> Step:
-    """Observe, decide, act and record, once, for one attempt."""
-    cluster = around.clusters.get(attempt.cluster_id)
-    sight = await _observe(cluster, attempt)
-    now = around.clock()
-    deadline = attempt.deadline
-    if deadline is None and cluster is not None:
-        deadline = now + timedelta(seconds=cluster.driver.start_deadline)
-        await around.store.write(progress.begin, attempt.id, deadline)
-    next_step = step(_desired(work, attempt, deadline or now), sight, now)
-    if cluster is not None:
-        await _act(around, cluster, work, attempt, next_step, until)
-    return next_step
+    def _desired(self, attempt: Attempt) -> Desired:
+        work = self.work
+        return Desired(
+            wanted=work.ended_at is None and attempt.number == work.attempt and not attempt.failed,
+            active=work.active_at is not None,
+            deadline=attempt.deadline,
+            unseen=work.unseen_since is not None,
+            lost_at=work.lost_at,
+            starts_failed=work.restarts,
+            most_starts=MOST_RESTARTS,
+        )
 
+    async def _observe(self, cluster: Cluster, attempt: Attempt) -> Sight:
+        """Look at it directly. A cluster that is not the one that was joined shows nothing."""
+        if not cluster.trusted:
+            return "unknown"
+        try:
+            async with self._within(_LOOK):
+                seen = await cluster.driver.instance(attempt.driver_name)
+        except (DriverError, TimeoutError) as error:
+            log.info("instance %s cannot be looked at: %s", self.work.key, error)
+            return "unknown"
+        return "absent" if seen is None else seen.state
 
-def _desired(work: Work, attempt: Attempt, deadline: datetime) -> Desired:
-    return Desired(
-        wanted=work.ended_at is None and attempt.number == work.attempt and not attempt.failed,
-        active=work.active_at is not None,
-        deadline=deadline,
-        unseen=work.unseen_since is not None,
-        lost_at=work.lost_at,
-        starts_failed=work.restarts,
-        most_starts=MOST_RESTARTS,
-    )
+    async def _act(self, cluster: Cluster, attempt: Attempt, next_step: Step) -> None:
+        vault, now = self.around.vault, self.around.clock()
+        match next_step:
+            case Start(by):
+                await self._start(cluster.driver, attempt, by)
+            case Restart():
+                await self._restart(cluster.driver, attempt)
+            case Recover():
+                await self._record(progress.recover, self.work, attempt, now, "It is in sight again")
+            case Remove():
+                await self._remove(cluster.driver, attempt)
+            case Release():
+                self._given_back = await self._record(progress.release, vault, self.work, attempt, now)
+            case GiveUp(why):
+                await self._failed(attempt, why, transient=True)
+            case Lose(why):
+                await self._record(progress.lose, self.work, attempt, why, now)
+            case Wait() | Rest():
+                pass
 
+    async def _start(self, driver: Driver, attempt: Attempt, by: datetime) -> None:
+        """Make it run and log in as the renter will; then billing begins."""
+        seconds = max(0.0, (by - self.around.clock()).total_seconds())
+        cut_short = self._left() < seconds
+        try:
+            async with self._within(seconds):
+                await driver.ensure(_spec(self.around.vault, self.work, attempt))
+                await driver.login(_access(self.around.vault, driver.user, self.work, attempt))
+        except PortBusy:
+            await self._record(progress.move_port, self.around.vault, self.work, attempt, self.around.clock())
+        except StartFailed as error:
+            await self._failed(attempt, str(error), transient=error.transient)
+        except TimeoutError as error:
+            if cut_short:
+                raise _Again("its lease ended before its deadline") from error
+            why = f"it could not be logged in to within {driver.start_deadline:.0f} s"
+            await self._failed(attempt, why, transient=True)
+        else:
+            self._given_back = await self._record(progress.activate, self.work, attempt, self.around.clock())
 
-async def _observe(cluster: Cluster | None, attempt: Attempt) -> Sight:
-    """Look at it directly. A cluster that is not the one that was joined shows nothing."""
-    if cluster is None or not cluster.trusted:
-        return "unknown"
-    try:
-        async with asyncio.timeout(_LOOK):
-            seen = await cluster.driver.instance(attempt.driver_name)
-    except (Unreachable, TimeoutError):
-        return "unknown"
-    return "absent" if seen is None else seen.state
+    async def _failed(self, attempt: Attempt, why: str, *, transient: bool) -> None:
+        vault, now = self.around.vault, self.around.clock()
+        await self._record(progress.fail, vault, self.work, attempt, why, now, transient=transient)
 
+    async def _restart(self, driver: Driver, attempt: Attempt) -> None:
+        """Start a stopped one again. No login is tried: the renter may have changed who may log in."""
+        try:
+            async with self._within(driver.start_deadline):
+                await driver.ensure(_spec(self.around.vault, self.work, attempt))
+        except (StartFailed, TimeoutError) as error:
+            why = str(error) or "it took too long"
+            await self._record(progress.restart_failed, self.work, attempt, why, self.around.clock())
+            raise _Again(why, pause=_RESTART_PAUSE) from error
+        how = "It had stopped and was started again"
+        await self._record(progress.recover, self.work, attempt, self.around.clock(), how)
 
-async def _act(
-    around: Surroundings, cluster: Cluster, work: Work, attempt: Attempt, next_step: Step, until: datetime
-) -> None:
-    store, now = around.store, around.clock()
-    match next_step:
-        case Start(by):
-            await _start(around, cluster, work, attempt, by, until - timedelta(seconds=_MARGIN))
-        case Restart():
-            await _restart(around, cluster, work, attempt)
-        case Recover():
-            await store.write(progress.recover, work, attempt, now, "It is in sight again")
-        case Remove():
-            await _remove(cluster, attempt)
-        case Release():
-            await store.write(progress.release, around.vault, work, attempt, now)
-        case GiveUp(why):
-            await store.write(progress.fail, around.vault, work, attempt, why, now, transient=True)
-        case Lose(why):
-            await store.write(progress.lose, work, attempt, why, now)
-        case Wait() | Rest():
-            pass
+    async def _remove(self, driver: Driver, attempt: Attempt) -> None:
+        try:
+            async with self._within(_REMOVE):
+                await driver.remove(attempt.driver_name)
+        except TimeoutError as error:
+            raise _Again("it could not be removed in time") from error
 
+    def _left(self) -> float:
+        """Seconds that driver calls may still take."""
+        return (self.until - self.around.clock()).total_seconds() - _MARGIN
 
-async def _remove(cluster: Cluster, attempt: Attempt) -> None:
-    try:
-        async with asyncio.timeout(_REMOVE):
-            await cluster.driver.remove(attempt.driver_name)
-    except TimeoutError as error:
-        raise _Again(f"it could not be removed within {_REMOVE:.0f} s") from error
+    def _within(self, seconds: float) -> asyncio.Timeout:
+        """Give a driver call this long, but less than what remains of the lease."""
+        if (left := self._left()) <= 0:
+            raise _Again("its lease is nearly over")
+        return asyncio.timeout(min(seconds, left))
 
-
-async def _start(
-    around: Surroundings,
-    cluster: Cluster,
-    work: Work,
-    attempt: Attempt,
-    by: datetime,
-    lease_until: datetime,
-) -> None:
-    """Make it run and log in as the renter will; then billing begins."""
-    store, driver = around.store, cluster.driver
-    seconds = max(0.0, (min(by, lease_until) - around.clock()).total_seconds())
-    try:
-        async with asyncio.timeout(seconds):
-            await driver.ensure(_spec(around.vault, work, attempt))
-            await driver.login(_access(around.vault, driver.user, work, attempt))
-    except PortBusy:
-        await store.write(progress.move_port, around.vault, work, attempt, around.clock())
-    except TimeoutError as error:
-        if lease_until < by:
-            raise _Again("its lease ended before its deadline") from error
-        why = f"it could not be logged in to within {driver.start_deadline:.0f} s"
-        await _failed(around, work, attempt, why, transient=True)
-    except StartFailed as error:
-        await _failed(around, work, attempt, str(error), transient=error.transient)
-    else:
-        await store.write(progress.activate, work, attempt, around.clock())
-
-
-async def _failed(around: Surroundings, work: Work, attempt: Attempt, why: str, *, transient: bool) -> None:
-    await around.store.write(
-        progress.fail, around.vault, work, attempt, why, around.clock(), transient=transient
-    )
-
-
-async def _restart(around: Surroundings, cluster: Cluster, work: Work, attempt: Attempt) -> None:
-    """Start a stopped one again. No login is tried: the renter may have changed who may log in."""
-    try:
-        async with asyncio.timeout(cluster.driver.start_deadline):
-            await cluster.driver.ensure(_spec(around.vault, work, attempt))
-    except (StartFailed, TimeoutError) as error:
-        why = str(error) or "it took too long"
-        await around.store.write(progress.restart_failed, work, attempt, why, around.clock())
-        raise _Again(why) from error
-    how = "It had stopped and was started again"
-    await around.store.write(progress.recover, work, attempt, around.clock(), how)
+    async def _record(
+        self, change: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Write what was done. A busy store is asked again: what was done is worth waiting for."""
+        while True:
+            try:
+                return await self.around.store.write(change, *args, **kwargs)
+            except Unavailable:
+                if self._left() <= 0:
+                    raise
+            await asyncio.sleep(_BUSY)
 
 
 def _spec(vault: Vault, work: Work, attempt: Attempt) -> Spec:

@@ -7,15 +7,16 @@ told them. An error of the store or of a cluster never ends a loop.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from vectordash.server.accounts.service import Accounts
 from vectordash.server.clock import Clock
 from vectordash.server.db.session import Store
+from vectordash.server.drivers.base import DriverError
 from vectordash.server.instances import progress
 from vectordash.server.instances import store as instances
 from vectordash.server.instances.keys import Stock
@@ -28,6 +29,7 @@ from vectordash.server.vault import Vault
 from vectordash.wire.errors import Unavailable
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _AT_ONCE = 64
@@ -76,22 +78,24 @@ class Reconciler:
         """Have everybody worked on who is due."""
         while True:
             self._woken.clear()
-            pause = self.settings.poll
-            try:
-                now = self.clock()
-                self.beat = now
-                free = _AT_ONCE - len(self._at_work)
-                if free > 0:
-                    for key in await self.store.read(progress.due, now, free + len(self._at_work)):
-                        if key not in self._at_work and len(self._at_work) < _AT_ONCE:
-                            self._begin(around, key)
-                    pause = self._until(await self.store.read(progress.next_due))
-            except Unavailable as error:
-                log.warning("the store does not answer: %s", error)
-                pause = _PAUSE
+            self.beat = self.clock()
+            pause = await self._survive(self._begin_those_due, around)
             with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(_PAUSE if pause is None else pause):
                     await self._woken.wait()
+
+    async def _begin_those_due(self, around: Surroundings) -> float:
+        """Begin work on as many as there is room for; gives the seconds until the next is due."""
+        room = _AT_ONCE - len(self._at_work)
+        if room <= 0:
+            return self.settings.poll
+        keys = await self.store.read(progress.due, self.clock(), _AT_ONCE)
+        for key in keys:
+            if key not in self._at_work and len(self._at_work) < _AT_ONCE:
+                self._begin(around, key)
+        if len(keys) >= room:  # there may be more: whoever finishes next wakes us
+            return self.settings.poll
+        return self._until(await self.store.read(progress.next_due))
 
     def _until(self, due_at: datetime | None) -> float:
         """Seconds to sleep: until the next is due, but never longer than a poll, nor too short."""
@@ -119,9 +123,13 @@ class Reconciler:
         while True:
             await self._survive(watch.look)
             self._woken.set()
-            with suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(self.settings.poll):
                     await cluster.driver.changed()
+            except TimeoutError:
+                continue
+            except DriverError:  # no news from there: the next pass will tell why
+                await asyncio.sleep(self.settings.poll)
 
     async def _keep_house(self) -> None:
         """What is to be done now and then, each apart, so that one failing keeps no other from its turn."""
@@ -150,12 +158,14 @@ class Reconciler:
     async def _forget_promises(self) -> None:
         await self.store.write(instances.forget_promises, self.clock() - KEPT - timedelta(hours=1))
 
-    async def _survive(self, deed: Callable[[], Awaitable[T]]) -> T | None:
+    async def _survive(
+        self, deed: Callable[P, Coroutine[Any, Any, T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T | None:
         """Do it; an error is logged, and the loop goes on."""
         try:
-            return await deed()
+            return await deed(*args, **kwargs)
         except Unavailable as error:
             log.warning("the store does not answer: %s", error)
         except Exception:  # a loop that ends would leave every instance alone
-            log.exception("%s failed", deed)
+            log.exception("%s failed", deed.__qualname__)
         return None

@@ -46,6 +46,15 @@ class Watch:
 
     async def look(self) -> bool:
         """Make one pass; True if something is due now."""
+        if not self.cluster.asked:
+            now = self.clock()
+            lost_at = now + timedelta(seconds=self.grace)
+            await self.store.write(progress.renew_grace, self.cluster.id, now, lost_at)
+        news = await self._pass()
+        self.cluster.asked = True
+        return news
+
+    async def _pass(self) -> bool:
         began = self.clock()
         last_well = await self.store.read(machines.last_seen, self.cluster.id)
         before = await self.store.read(progress.standing, self.cluster.id)
@@ -53,8 +62,7 @@ class Watch:
             inventory, listed = await self._ask()
         except (DriverError, TimeoutError) as error:
             return await self._no_answer(last_well or began, str(error) or "it took too long")
-        after = await self.store.read(progress.standing, self.cluster.id)
-        unknown = {one.name for one in listed} - {one.driver_name for one in after}
+        unknown = {one.name for one in listed} - await self.store.read(progress.unreleased, self.cluster.id)
         stray = await self.store.read(progress.known, unknown) if unknown else set()
         orphans = [one for one in listed if one.name in unknown - stray]
         news = await self.store.write(
@@ -94,7 +102,11 @@ class Watch:
             for one in before
             if one.resting and not one.unseen and one.driver_name not in running
         ]
-        returned = [one.instance for one in before if one.unseen and one.driver_name in running]
+        # One that was put off because its cluster did not answer need not run to be looked at now: it may
+        # have stopped with its machine.
+        returned = [
+            one.instance for one in before if one.unseen and (one.put_off or one.driver_name in running)
+        ]
         if missing:
             grace = timedelta(seconds=self.grace)
             progress.miss(connection, missing, last_well, now, lost_at=now + grace, look_at=now)
@@ -128,10 +140,12 @@ class Watch:
 
     async def _sweep(self, stray: set[str]) -> None:
         """Remove what the store knows as released: a driver call that outlived its lease made it again."""
-        for name in stray:
-            log.warning("cluster %s still runs %s, which was released: removing it", self.cluster.name, name)
-            try:
-                async with asyncio.timeout(_REMOVE):
-                    await self.cluster.driver.remove(name)
-            except (DriverError, TimeoutError) as error:
-                log.warning("cluster %s: %s stays until the next pass: %s", self.cluster.name, name, error)
+        await asyncio.gather(*(self._remove(name) for name in stray))
+
+    async def _remove(self, name: str) -> None:
+        log.warning("cluster %s still runs %s, which was released: removing it", self.cluster.name, name)
+        try:
+            async with asyncio.timeout(_REMOVE):
+                await self.cluster.driver.remove(name)
+        except (DriverError, TimeoutError) as error:
+            log.warning("cluster %s: %s stays until the next pass: %s", self.cluster.name, name, error)

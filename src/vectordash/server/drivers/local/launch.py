@@ -15,6 +15,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 from vectordash.server.drivers.base import PortBusy, Spec, StartFailed
@@ -23,7 +24,6 @@ from vectordash.server.drivers.local.folder import Place
 from vectordash.server.drivers.local.gpus import Card
 from vectordash.server.drivers.local.orders import MARK, Orders, encode
 from vectordash.server.drivers.local.sandbox import (
-    HOME,
     USER,
     NoSandbox,
     Sandbox,
@@ -85,15 +85,14 @@ class _Start:
 
     def orders(self, listener: int, answer: int) -> Orders:
         """Write what the program must know."""
-        sandboxed = isinstance(self.sandbox, Sandbox)
         return Orders(
             user=USER,
             host_key=self.spec.host_key,
             authorized_keys=list(self.spec.authorized_keys),
-            home=HOME if sandboxed else str(self.place.home),
-            environ=self._environ() if sandboxed else self._environ() | self._as_ourselves(),
+            home=str(self._home()),
+            environ=self._environ(),
             greeting=self._greeting(),
-            sandboxed=sandboxed,
+            sandboxed=isinstance(self.sandbox, Sandbox),
             listener=listener,
             answer=answer,
         )
@@ -134,21 +133,24 @@ class _Start:
             self.place.home, self.place.etc, self.spec.hostname, devices, alive, program
         )
 
+    def _home(self) -> Path:
+        """Tell where the home is for those inside."""
+        return self.sandbox.home if isinstance(self.sandbox, Sandbox) else self.place.home
+
     def _environ(self) -> dict[str, str]:
+        """Make the environment of shells; without a sandbox, the mark is what they are found by."""
+        sandboxed = isinstance(self.sandbox, Sandbox)
+        user = USER if sandboxed else _our_name()
         return {
-            "HOME": HOME,
-            "USER": USER,
-            "LOGNAME": USER,
+            "HOME": str(self._home()),
+            "USER": user,
+            "LOGNAME": user,
             "SHELL": shell(),
             "PATH": _PATH,
             "LANG": "C.UTF-8",
             "CUDA_VISIBLE_DEVICES": ",".join(self.spec.gpus),
+            **({} if sandboxed else {MARK: self.mark}),
         }
-
-    def _as_ourselves(self) -> dict[str, str]:
-        """Make what differs without a sandbox. The mark lets us find all that runs for the renter."""
-        name = _our_name()
-        return {"HOME": str(self.place.home), "USER": name, "LOGNAME": name, MARK: self.mark}
 
     def _greeting(self) -> str:
         models = ", ".join(card.seen.model + " (simulated)" * card.seen.simulated for card in self.cards)

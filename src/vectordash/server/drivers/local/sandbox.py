@@ -22,7 +22,8 @@ from pathlib import Path
 import vectordash
 
 USER = "ubuntu"
-HOME = "/home/ubuntu"
+_HOMES = (Path("/home/ubuntu"), Path("/home/renter"))
+"""Where a renter is at home: at the first, unless our own code lies there, on a computer of some `ubuntu`."""
 NOBODY = 65534
 """Who renters are outside, where we are root."""
 _INSIDE = 1000
@@ -77,6 +78,11 @@ class Sandbox:
     """The program that drops root's privileges; None if we have none."""
 
     @property
+    def home(self) -> Path:
+        """Where the renter's home is inside."""
+        return next(home for home in _HOMES if not any(path.is_relative_to(home) for path in _code()))
+
+    @property
     def owner(self) -> int | None:
         """Who must own the renter's home, if not we."""
         return None if self.setpriv is None else NOBODY
@@ -84,7 +90,10 @@ class Sandbox:
     def furnish(self, etc: Path, hostname: str) -> None:
         """Write the made-up files that stand in /etc inside."""
         uid = _INSIDE if self.setpriv is None else NOBODY
-        names = ["root:x:0:0:root:/root:/usr/sbin/nologin", f"{USER}:x:{uid}:{uid}:{USER}:{HOME}:{shell()}"]
+        names = [
+            "root:x:0:0:root:/root:/usr/sbin/nologin",
+            f"{USER}:x:{uid}:{uid}:{USER}:{self.home}:{shell()}",
+        ]
         groups = ["root:x:0:", "tty:x:5:", f"{USER}:x:{uid}:"]
         if uid != NOBODY:
             names.append(f"nobody:x:{NOBODY}:{NOBODY}:nobody:/nonexistent:/usr/sbin/nologin")
@@ -120,10 +129,11 @@ class Sandbox:
             *("--unshare-pid", "--unshare-uts", "--unshare-ipc", "--unshare-cgroup-try"),
             *("--hostname", hostname, "--new-session", "--as-pid-1", "--json-status-fd", str(status)),
             *(() if self.setpriv else ("--unshare-user", "--uid", str(_INSIDE), "--gid", str(_INSIDE))),
+            *_own(devices),
             *_links(),
             *_read_only({**_shared(), **{Path("/etc", file.name): file for file in etc.iterdir()}}),
-            *_own(devices),
-            *("--bind", str(home), HOME, "--chdir", HOME, "--remount-ro", "/", "--"),
+            *("--perms", "0755", "--dir", str(self.home.parent), "--bind", str(home), str(self.home)),
+            *("--chdir", str(self.home), "--remount-ro", "/", "--"),
             *self._drop(),
             *program,
         ]
@@ -161,11 +171,13 @@ def python_environ() -> dict[str, str]:
     """Make the environment of our Python.
 
     PATH leads nowhere, for asyncssh, when imported, looks for a library with every compiler it can find
-    there, which takes 0.1 s. PYTHONPATH is needed where we run from a checkout.
+    there, which takes 0.1 s. HOME does too: asyncssh wants one, and that of a renter is none of its business.
+    PYTHONPATH is needed where we run from a checkout.
     """
     home = Path(vectordash.__file__).parent.parent
     known = home in {Path(sysconfig.get_path("purelib")), Path(sysconfig.get_path("platlib"))}
-    return {"PATH": "/nonexistent", "LANG": "C.UTF-8"} | ({} if known else {"PYTHONPATH": str(home)})
+    environ = {"PATH": "/nonexistent", "HOME": "/nonexistent", "USER": USER, "LANG": "C.UTF-8"}
+    return environ if known else environ | {"PYTHONPATH": str(home)}
 
 
 def shell() -> str:
@@ -175,7 +187,7 @@ def shell() -> str:
 
 def _try(sandbox: Sandbox) -> None:
     """Run in a sandbox what proves that it is one."""
-    question = "import os, pwd; print(pwd.getpwuid(os.getuid()).pw_name, *os.listdir('/home'), os.getpid())"
+    question = "import os, pwd; print(pwd.getpwuid(os.getuid()).pw_name, os.getpid())"
     with tempfile.TemporaryDirectory() as folder, Path(os.devnull).open("w") as status:
         home, etc = Path(folder, "home"), Path(folder, "etc")
         home.mkdir()
@@ -191,7 +203,7 @@ def _try(sandbox: Sandbox) -> None:
             text=True,
             timeout=10,
         ).stdout
-    if answer.split() != [USER, USER, "1"]:
+    if answer.split() != [USER, "1"]:
         raise OSError(f"inside, Python answered {answer!r}")
 
 
@@ -210,7 +222,7 @@ def _shared() -> dict[Path, Path]:
 
 def _read_only(binds: dict[Path, Path]) -> Iterator[str]:
     """Bind each source read-only; the folders above a target come first, for bubblewrap makes them 0700."""
-    for folder in sorted({above for target in binds for above in target.parents} | {Path(HOME).parent}):
+    for folder in sorted({above for target in binds for above in target.parents}):
         if not any(folder.is_relative_to(target) for target in binds):
             yield from ("--perms", "0755", "--dir", str(folder))
     for target, source in binds.items():
@@ -234,7 +246,7 @@ def _code() -> Iterator[Path]:
 
 
 def _own(devices: Iterable[str]) -> Iterator[str]:
-    """Make what each instance has for itself."""
+    """Make what each instance has for itself. Comes first, for our code may lie in, say, the host's /tmp."""
     yield from ("--proc", "/proc", "--dev", "/dev")
     for shared in _TEMPORARY:
         yield from ("--perms", "1777", "--tmpfs", shared)

@@ -1,0 +1,125 @@
+"""What the operator asks of everybody's instances, beyond the list (`progress.overview`). Nothing is changed.
+
+Apart from `store.py` and `progress.py`, for neither a renter's request nor the reconciler ever asks this:
+`vdserver instance`, `vdserver gpu list` and `vdserver doctor` do.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, or_, select
+
+from vectordash.server.instances import store
+from vectordash.server.instances.tables import attempts, instances
+from vectordash.server.machines.tables import clusters, machines
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """An attempt, released or not."""
+
+    number: int
+    gpu_id: int
+    machine: str
+    cluster: str
+    driver_name: str
+    address: str
+    port: int
+    made_at: datetime
+    deadline: datetime | None
+    failed_at: datetime | None
+    failure: str | None
+    released_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """An event."""
+
+    time: datetime
+    kind: str
+    attempt: int | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What the list leaves out of an instance."""
+
+    image: str
+    until: datetime
+    ends_at: datetime | None
+    due_at: datetime | None
+    lease_until: datetime | None
+    failures: int
+    attempts: list[Tried]
+    events: list[Happened]
+
+
+def history(connection: Connection, key: str) -> History:
+    """What is there to know of this instance, from its first attempt on?"""
+    row = connection.execute(
+        select(
+            instances.c.image,
+            instances.c.until,
+            instances.c.ends_at,
+            instances.c.due_at,
+            instances.c.lease_until,
+            instances.c.failures,
+        ).where(instances.c.key == key)
+    )
+    tried = connection.execute(
+        select(
+            attempts.c.number,
+            attempts.c.gpu_id,
+            machines.c.name.label("machine"),
+            clusters.c.name.label("cluster"),
+            attempts.c.driver_name,
+            attempts.c.address,
+            attempts.c.port,
+            attempts.c.made_at,
+            attempts.c.deadline,
+            attempts.c.failed_at,
+            attempts.c.failure,
+            attempts.c.released_at,
+        )
+        .join_from(attempts, machines, attempts.c.machine_id == machines.c.id)
+        .join(clusters, machines.c.cluster_id == clusters.c.id)
+        .where(attempts.c.instance == key)
+        .order_by(attempts.c.number)
+    )
+    return History(
+        **row.mappings().one(),
+        attempts=[Tried(**one) for one in tried.mappings()],
+        events=[Happened(*event) for event in store.events_of(connection, key)],
+    )
+
+
+def holders(connection: Connection) -> dict[int, str]:
+    """Which instance holds which GPU, be it only until it is removed? By the GPU's id: the key."""
+    query = select(attempts.c.gpu_id, attempts.c.instance).where(attempts.c.released_at.is_(None))
+    return dict(iter(connection.execute(query)))
+
+
+def held_ports(connection: Connection, cluster_name: str) -> set[int]:
+    """Which SSH ports of this cluster are held by attempts?"""
+    query = (
+        select(attempts.c.port)
+        .join_from(attempts, machines, attempts.c.machine_id == machines.c.id)
+        .join(clusters, machines.c.cluster_id == clusters.c.id)
+        .where(clusters.c.name == cluster_name, attempts.c.released_at.is_(None))
+    )
+    return set(connection.execute(query).scalars())
+
+
+def stuck(connection: Connection, before: datetime) -> list[str]:
+    """Which instances have been due since before then, under no lease that still holds at that time?"""
+    query = (
+        select(instances.c.key)
+        .where(
+            instances.c.due_at <= before,
+            or_(instances.c.lease_until.is_(None), instances.c.lease_until <= before),
+        )
+        .order_by(instances.c.due_at)
+    )
+    return list(connection.execute(query).scalars())
