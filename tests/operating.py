@@ -114,11 +114,13 @@ def _read(terminal: Any) -> bytes:
 
 
 async def _quiet(data: Path) -> None:
+    data.mkdir(mode=0o700)
     made = await open_cloud(data)
     await made.plane.close()
 
 
 async def _busy(data: Path) -> None:
+    data.mkdir(mode=0o700)
     made = await open_cloud(data)
     await _have_a_history(made)
     await made.plane.close()

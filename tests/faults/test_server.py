@@ -127,6 +127,23 @@ def test_a_lost_demo_env_gets_a_new_token_and_ends_the_old_one(servers: Servers)
     assert old_one.status == 401
 
 
+def test_a_revoked_demo_token_is_replaced(servers: Servers) -> None:
+    first = servers.start()
+    old = first.environment["VECTORDASH_TOKEN"]
+    listed = subprocess.run(
+        [VDSERVER, "--data", first.data, "token", "list", "--json"], capture_output=True, check=True
+    )
+    (token,) = json.loads(listed.stdout)
+    subprocess.run([VDSERVER, "--data", first.data, "token", "revoke", str(token["id"])], check=True)
+    assert first.call("GET", "/api/account").status == 401
+    first.stop()
+
+    second = servers.start()
+
+    assert second.environment["VECTORDASH_TOKEN"] != old
+    assert second.call("GET", "/api/account").status == 200
+
+
 def test_the_data_folder_is_private(servers: Servers) -> None:
     """Nobody else can read the store, the key or the token."""
     server = servers.start()

@@ -17,7 +17,7 @@ from vectordash.server.clock import UNLIMITED, as_written
 Chosen = tuple[int, ...] | Literal["all"]
 """GPUs by their ids, or all of them."""
 
-_DURATION = re.compile(r"(\d{1,6})([mhd])")
+_DURATION = re.compile(r"(\d{1,6})([mhd])", re.ASCII)
 _UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 _MOMENT = re.compile(r"(\d{4}-\d{2}-\d{2})(?:[ T](\d{2}:\d{2})(:\d{2})?Z?)?", re.ASCII)
 _DOLLARS = re.compile(r"\$?(\d{1,9}(?:\.\d{1,2})?)", re.ASCII)

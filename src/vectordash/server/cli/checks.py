@@ -5,7 +5,7 @@ is for what keeps the cloud from working, or leaves a secret open; `warn` for wh
 Each is asked by itself, so one that cannot look does not hide the others.
 """
 
-import os
+import contextlib
 import re
 import resource
 import shutil
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Literal, ParamSpec
 
 from vectordash.server import vault
 from vectordash.server.cli.folder import FolderRefused, demand_revision, holder
@@ -35,6 +35,9 @@ from vectordash.server.machines import store as machines
 from vectordash.server.machines.listing import state
 from vectordash.server.settings import Settings
 from vectordash.server.vault import VaultError
+from vectordash.wire.errors import Refusal
+
+P = ParamSpec("P")
 
 Result = Literal[
     "ok",
@@ -82,12 +85,12 @@ def examine(settings: Settings, now: datetime) -> Iterator[Check]:
     """Make every check that can be made."""
     one = Installation(settings, now, holder(settings.data))
     for check in _OF_THE_COMPUTER:
-        yield check(one)
+        yield _made(check, one)
     if not (one.data / "store.db").exists():
         yield Check("store", "fail", f"no cloud in {one.data}", "one that was started", "vdserver up")
         return
     for check in _OF_THE_FOLDER:
-        yield check(one)
+        yield _made(check, one)
     store = Store(settings.database, readers=1)
     try:
         yield from _of_the_store(one, store)
@@ -96,11 +99,20 @@ def examine(settings: Settings, now: datetime) -> Iterator[Check]:
 
 
 def _of_the_store(one: Installation, store: Store) -> Iterator[Check]:
-    yield (sound := _store(one, store))
+    yield (sound := _made(_store, one, store))
     if sound.result != "ok":
         return
     for check in _OF_THE_STORE:
-        yield check(one, store)
+        yield _made(check, one, store)
+
+
+def _made(check: Callable[P, Check], *what: P.args, **how: P.kwargs) -> Check:
+    """Make one check; one that cannot look has failed, and hides no other."""
+    try:
+        return check(*what, **how)
+    except (OSError, Refusal, subprocess.SubprocessError) as error:
+        name = check.__name__.strip("_").replace("_", " ")
+        return Check(name, "fail", f"it cannot be looked at: {error}", "that it can")
 
 
 # --- the computer ------------------------------------------------------------------------------------------
@@ -149,7 +161,8 @@ def _files(one: Installation) -> Check:
     """The server may open as many files as it has connections and waiters."""
     whose, soft = "here", resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if (pid := _pid(one)) is not None:
-        whose, soft = "of the server", resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
+        with contextlib.suppress(OSError):  # another user's, or it has just ended
+            whose, soft = "of the server", resource.prlimit(pid, resource.RLIMIT_NOFILE)[0]
     enough = soft == resource.RLIM_INFINITY or soft >= _LEAST_FILES
     return Check(
         "open files",
@@ -255,11 +268,9 @@ def _answer(url: str) -> str | None:
 
 
 def _pid(one: Installation) -> int | None:
-    """Who serves, if we may look at it."""
+    """Who serves, as the lock says."""
     found = re.match(r"process (\d+)", one.serving or "")
-    if found is None or not os.access(f"/proc/{found[1]}/limits", os.R_OK):
-        return None
-    return int(found[1])
+    return None if found is None else int(found[1])
 
 
 _OF_THE_FOLDER: tuple[Callable[[Installation], Check], ...] = (_folder, _key_file, _disk, _server)

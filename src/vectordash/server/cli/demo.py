@@ -1,7 +1,8 @@
 """The first start on one's own computer: an account, a token and listed GPUs, ready to be tried.
 
 Only an empty store gets them. `demo.env` in the data folder holds what the README's lines need: where it is
-gone, a new token is made and the old one revoked; where the port has changed, only the address is written.
+gone, or its token no longer valid, a new one is made and the old one revoked; where the port has changed, only
+the address is written.
 """
 
 import os
@@ -13,7 +14,8 @@ from sqlalchemy import Connection
 
 from vectordash.server.accounts import service as accounts
 from vectordash.server.accounts import store as users
-from vectordash.server.clock import Clock
+from vectordash.server.accounts.tokens import hash_of
+from vectordash.server.clock import UNLIMITED, Clock
 from vectordash.server.db.session import Store
 from vectordash.server.machines import store as machines
 from vectordash.server.settings import Settings
@@ -35,7 +37,9 @@ def prepare(store: Store, clock: Clock, settings: Settings) -> Path | None:
         return None
     path = settings.data / _NAME
     known = _read(path)
-    token = known.get("VECTORDASH_TOKEN") or store.change(_new_token, clock)
+    token = known.get("VECTORDASH_TOKEN", "")
+    if store.ask(users.caller, hash_of(token), clock(), UNLIMITED) is None:
+        token = store.change(_new_token, clock)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     wanted = {
         "VECTORDASH_BASE_URL": f"http://{host}:{settings.port}",

@@ -2,10 +2,11 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
 import click
 
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _LOCK = "server.lock"
+_TRIES = 5
+_PAUSE = 0.05
+"""Seconds between two tries to take the lock."""
 
 
 class FolderRefused(Exception):
@@ -117,13 +121,11 @@ def locked(settings: Settings) -> Iterator[None]:
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = settings.data / _LOCK
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _took(file):
             raise FolderRefused(
                 f"A server already uses {settings.data}: {file.read().strip() or 'it is just starting'}. "
                 "Stop it, or name another folder: vdserver --data FOLDER up"
-            ) from None
+            )
         file.truncate()
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         file.write(f"process {os.getpid()}, serving http://{host}:{settings.port}\n")
@@ -134,10 +136,23 @@ def locked(settings: Settings) -> Iterator[None]:
 def holder(data: Path) -> str | None:
     """Tell who serves this folder now, if anybody does."""
     try:
-        with (data / _LOCK).open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (data / _LOCK).open() as file:
+            # Shared, so that two who ask at once do not take each other for a server.
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return None
     except BlockingIOError:
         return (data / _LOCK).read_text().strip()
     return None
+
+
+def _took(file: TextIO) -> bool:
+    """Take the lock; whoever only asks who has it, as `holder` does, lets go of it at once."""
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_PAUSE)
+        else:
+            return True
+    return False

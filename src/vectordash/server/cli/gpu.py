@@ -190,7 +190,7 @@ def _show(context: click.Context, store: Store, gpus: Sequence[GpuRow], *, as_js
         )
         for gpu in gpus
     ]
-    output.give_table(_HEADS, rows, empty=_NONE)
+    output.give_table(_HEADS, rows, empty=_NONE, keep=("id", "until"))
 
 
 def _note(gpu: GpuRow, now: datetime, soon: datetime, holders: Mapping[int, str]) -> str:

@@ -34,8 +34,8 @@ def command() -> None:
 def list_instances(context: click.Context, *, ended: bool, as_json: bool) -> None:
     """Show what is rented, newest first.
 
-    Columns: key, name, status (pending, active, complete), GPU, dollars an hour, charge so far, renter, note:
-    why it ended, or since when it is out of sight (UTC).
+    Columns: key, name, status (pending, active, complete), GPU, dollars so far, note (why it ended, or since
+    when it is out of sight, UTC), renter.
     """
     with opened(context) as store:
         found = store.ask(progress.overview, ended=ended)
@@ -48,16 +48,18 @@ def list_instances(context: click.Context, *, ended: bool, as_json: bool) -> Non
             one.name,
             status(one.active_at, one.ended_at),
             f"{one.gpu_id} {one.gpu_type}",
-            f"{one.price:.2f}",
             f"{_charge(context, one)[1]:.2f}",
-            one.email,
             _note(one),
+            one.email,
         )
         for one in found
     ]
-    heads = ("key", "name", "status", "gpu", "price", "charge", "renter", "note")
+    heads = ("key", "name", "status", "gpu", "charge", "note", "renter")
     output.give_table(
-        heads, rows, empty="Nothing is rented. Ended ones are shown by: vdserver instance list --all"
+        heads,
+        rows,
+        empty="Nothing is rented. Ended ones are shown by: vdserver instance list --all",
+        keep=("key", "charge"),
     )
 
 

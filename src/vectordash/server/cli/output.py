@@ -9,7 +9,7 @@ import shutil
 import sys
 import textwrap
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -54,11 +54,17 @@ def give_json(value: object) -> None:
 
 
 def give_table(
-    heads: Sequence[str], rows: Sequence[Sequence[object]], *, empty: str, wrap: bool = False
+    heads: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    empty: str,
+    keep: Collection[str] = (),
+    wrap: bool = False,
 ) -> None:
     """Print rows: aligned on a terminal, with tabs elsewhere; `empty` says what to do about none.
 
-    What does not fit the terminal is cut, the last column first; with `wrap` the last one is folded instead.
+    What does not fit the terminal is cut, the last column first, never those to `keep`: keys that people
+    copy, and times. With `wrap` the last column is folded instead.
     """
     cells = [[_cell(value) for value in row] for row in rows]
     if not on_terminal():
@@ -70,7 +76,8 @@ def give_table(
         return
     table = [[head.upper() for head in heads], *cells]
     widest = [max(_width(row[column]) for row in table) for column in range(len(heads))]
-    widths = _fitted(widest, _room() - _GAP * (len(heads) - 1))
+    least = [width if head in keep else min(width, _LEAST) for head, width in zip(heads, widest, strict=True)]
+    widths = _fitted(widest, least, _room() - _GAP * (len(heads) - 1))
     give("\n".join(line for row in table for line in _lines(row, widths, wrap=wrap)))
 
 
@@ -144,15 +151,15 @@ def _room() -> int:
     return max(40, shutil.get_terminal_size().columns)
 
 
-def _fitted(widest: Sequence[int], room: int) -> list[int]:
-    """Narrow the last column, then whichever is widest, until the row fits or nothing more can give way."""
+def _fitted(widest: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """Narrow the last column, then whichever is widest, until the row fits or nothing more gives way."""
     widths = list(widest)
     last = len(widths) - 1
     while sum(widths) > room:
-        column = last if widths[last] > _LEAST else max(range(last + 1), key=lambda one: widths[one])
-        if widths[column] <= _LEAST:
+        giving = [column for column, width in enumerate(widths) if width > least[column]]
+        if not giving:
             break
-        widths[column] -= 1
+        widths[last if last in giving else max(giving, key=lambda column: widths[column])] -= 1
     return widths
 
 

@@ -89,7 +89,12 @@ def list_tokens(context: click.Context, email: str | None, *, as_json: bool) -> 
         for token in found
     ]
     heads = ("id", "email", "name", "scope", "state", "expires", "used")
-    output.give_table(heads, rows, empty="There is no token. Make one with: vdserver token new EMAIL")
+    output.give_table(
+        heads,
+        rows,
+        empty="There is no token. Make one with: vdserver token new EMAIL",
+        keep=("id", "expires", "used"),
+    )
 
 
 @command.command("revoke", epilog=example("vdserver token revoke 3", "vdserver token revoke 3 4 5"))

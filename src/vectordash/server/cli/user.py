@@ -74,7 +74,9 @@ def list_users(context: click.Context, *, as_json: bool) -> None:
         for user in found
     ]
     heads = ("email", "confirmed", "payment", "gpus", "hours", "a month", "since")
-    output.give_table(heads, rows, empty="Nobody has an account. Make one with: vdserver user add EMAIL")
+    output.give_table(
+        heads, rows, empty="Nobody has an account. Make one with: vdserver user add EMAIL", keep=("since",)
+    )
 
 
 @command.command("invite", epilog=example("vdserver user invite class.csv --out tokens.csv"))

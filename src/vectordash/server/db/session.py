@@ -7,6 +7,7 @@ thread; the change goes on and commits, so a cancelled caller assumes “done”
 """
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
@@ -23,19 +24,46 @@ from vectordash.wire.errors import Unavailable
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_LONGEST_WAIT = 2.0
-"""Seconds a change may wait for the writer before its caller is told to come back."""
-_LONGEST_QUEUE = 2000
-"""Changes that may wait at once; beyond it the answer is “busy” without waiting."""
+_OUTAGES = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_PROTOCOL,
+        sqlite3.SQLITE_NOTADB,
+    }
+)
+"""SQLite's codes for what is no mistake of ours. The driver's classes do not tell: malformed SQL is an
+“operational” error to it, and a damaged file is not."""
 
 
 class Store:
-    """A database and the threads that speak to it."""
+    """A database and the threads that speak to it.
 
-    def __init__(self, url: str, *, readers: int = 4) -> None:
+    A change waits for its turn at most `patience` seconds, and behind at most `most_waiting` others; a
+    connection waits `lock_timeout` seconds for another program that holds the database.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        readers: int = 4,
+        patience: float = 2.0,
+        most_waiting: int = 2000,
+        lock_timeout: float = 5.0,
+    ) -> None:
         self.url = url
-        self._writer = _sqlite(url, pool=1, writes=True)
-        self._reader = _sqlite(url, pool=readers, writes=False)
+        self._patience = patience
+        self._most_waiting = most_waiting
+        self._writer = _sqlite(url, pool=1, writes=True, lock_timeout=lock_timeout)
+        self._reader = _sqlite(url, pool=readers, writes=False, lock_timeout=lock_timeout)
         self._write_thread = ThreadPoolExecutor(1, "store-write")
         self._read_threads = ThreadPoolExecutor(readers, "store-read")
         self._waiting = 0
@@ -54,18 +82,23 @@ class Store:
         self, change: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
         """Change, all or nothing; on disk when this returns. Raises `Unavailable` if it was not done."""
-        if self._waiting >= _LONGEST_QUEUE:
+        if self._waiting >= self._most_waiting:
             raise Unavailable(f"{self._waiting} changes are waiting")
         asked = time.monotonic()
 
         def run() -> T:
-            self._waiting -= 1
-            if (waited := time.monotonic() - asked) > _LONGEST_WAIT:
+            if (waited := time.monotonic() - asked) > self._patience:
                 raise Unavailable(f"a change waited {waited:.1f} s for its turn")
             return self.change(change, *args, **kwargs)
 
+        # Counted on the loop alone: a number that two threads change is wrong one day.
+        made = asyncio.get_running_loop().run_in_executor(self._write_thread, run)
         self._waiting += 1
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._write_thread, run))
+        made.add_done_callback(self._made)
+        return await asyncio.shield(made)
+
+    def _made(self, _: object) -> None:
+        self._waiting -= 1
 
     def ask(self, question: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`read` for callers outside the event loop: commands."""
@@ -84,7 +117,7 @@ class Store:
 
     @property
     def waiting(self) -> int:
-        """Changes that wait for the writer now."""
+        """Changes that were asked for and are not made yet."""
         return self._waiting
 
     def close(self) -> None:
@@ -97,23 +130,32 @@ class Store:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Tell a database that cannot be reached, is full or is locked from a mistake of ours.
+    """Tell a database that cannot be reached, is full, locked or damaged from a mistake of ours.
 
     A broken constraint and malformed SQL stay what they are: a 500 with its traceback.
     """
     try:
         yield
-    except (OperationalError, PoolTimeout) as error:
-        raise Unavailable(str(getattr(error, "orig", error))) from error
+    except PoolTimeout as error:
+        raise Unavailable(str(error)) from error
+    except DBAPIError as error:
+        if not _is_outage(error):
+            raise
+        raise Unavailable(str(error.orig)) from error
 
 
-def _sqlite(url: str, *, pool: int, writes: bool) -> Engine:
+def _is_outage(error: DBAPIError) -> bool:
+    code: int | None = getattr(error.orig, "sqlite_errorcode", None)
+    return isinstance(error, OperationalError) if code is None else code & 0xFF in _OUTAGES
+
+
+def _sqlite(url: str, *, pool: int, writes: bool, lock_timeout: float) -> Engine:
     engine = create_engine(
         url,
         poolclass=QueuePool,
         pool_size=pool,
         max_overflow=0,
-        connect_args={"isolation_level": None, "check_same_thread": False, "timeout": 5},
+        connect_args={"isolation_level": None, "check_same_thread": False, "timeout": lock_timeout},
     )
 
     @event.listens_for(engine, "connect")
@@ -122,7 +164,6 @@ def _sqlite(url: str, *, pool: int, writes: bool) -> Engine:
             "journal_mode=WAL",
             "synchronous=FULL",
             "foreign_keys=ON",
-            "busy_timeout=5000",
             *(() if writes else ("query_only=ON",)),
         ):
             connection.execute(f"PRAGMA {pragma}")

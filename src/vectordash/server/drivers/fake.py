@@ -5,10 +5,18 @@ suite runs against it and against real clusters, so it cannot lie unless it is t
 """
 
 import asyncio
-from collections import Counter
+import functools
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+    load_ssh_private_key,
+)
 
 from vectordash.server.drivers.base import (
     Access,
@@ -17,6 +25,7 @@ from vectordash.server.drivers.base import (
     SeenInstance,
     SeenMachine,
     Spec,
+    StartFailed,
     Unreachable,
 )
 
@@ -81,6 +90,9 @@ class FakeDriver:
     user: str = "ubuntu"
     start_deadline: float = 15.0
     _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _started: asyncio.Event = field(default_factory=asyncio.Event)
+    _bound: dict[tuple[str, int], set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Which instances were given an address and port, so that no call looks through all of them."""
 
     async def identity(self) -> str:
         """See `Driver`."""
@@ -107,25 +119,54 @@ class FakeDriver:
         """See `Driver`."""
         fault = await self._meet("ensure", spec.gpus)
         one = self.there.get(spec.name)
-        if spec.port in self.busy_ports and (one is None or not one.running):
-            raise PortBusy(spec.port)
-        if one is None:
+        if one is None or not one.running:
+            self._demand_gpus(spec)
+            self._demand_port(spec)
             self.there[spec.name] = FakeInstance(spec)
-        else:
-            one.running = True
+            self._started.set()
         if fault is not None and fault.error is not None:
             raise fault.error
 
+    def _demand_gpus(self, spec: Spec) -> None:
+        cards = {
+            card.uuid for machine in self.inventory if machine.name == spec.machine for card in machine.gpus
+        }
+        for uuid in spec.gpus:
+            if uuid not in cards:
+                raise StartFailed(f"the machine has no GPU {uuid}")
+
+    def _demand_port(self, spec: Spec) -> None:
+        """Refuse a port that is in use on the machine, by another program or by another instance."""
+        others = {one.machine for one in self._listening(spec.address, spec.port)}
+        if spec.port in self.busy_ports or spec.machine in others:
+            raise PortBusy(spec.port)
+        self._bound[spec.address, spec.port].add(spec.name)
+
     async def login(self, access: Access) -> None:
         """See `Driver`."""
-        gpus = next((one.spec.gpus for one in self.there.values() if one.spec.port == access.port), ())
-        await self._meet("login", gpus)
+        where = access.address, access.port
+        await self._meet("login", tuple(gpu for spec in self._listening(*where) for gpu in spec.gpus))
+        while not (specs := self._listening(*where)):
+            self._started.clear()
+            await self._started.wait()
+        known = [spec for spec in specs if _public(spec.host_key) == _bare(access.host_key)]
+        if not known:
+            raise StartFailed("another machine answers at this address: its host key differs")
+        keys = {_bare(line) for spec in known for line in spec.authorized_keys}
+        if access.user != self.user or _public(access.pem) not in keys:
+            raise StartFailed("the machine refuses the renter's key")
+
+    def _listening(self, address: str, port: int) -> list[Spec]:
+        """List who answers there: more than one where simulated machines share an address."""
+        found = (self.there.get(name) for name in self._bound[address, port])
+        return [one.spec for one in found if one is not None and one.running and one.spec.port == port]
 
     async def remove(self, name: str) -> None:
         """See `Driver`."""
         one = self.there.get(name)
         fault = await self._meet("remove", one.spec.gpus if one else ())
-        self.there.pop(name, None)
+        if (gone := self.there.pop(name, None)) is not None:
+            self._bound[gone.spec.address, gone.spec.port].discard(name)
         if fault is not None and fault.error is not None:
             raise fault.error
 
@@ -175,3 +216,21 @@ class FakeDriver:
 
 def _seen(name: str, one: FakeInstance) -> SeenInstance:
     return SeenInstance(name, "running" if one.running else "stopped", one.spec.gpus, one.spec.port)
+
+
+@functools.lru_cache(maxsize=4096)
+def _public(pem: str) -> str:
+    """Give the public half of a private key, as OpenSSH writes it."""
+    data = pem.encode()
+    # The keys are of our own making, so their primes need no proof, which would take 50 ms.
+    key = (
+        load_ssh_private_key(data, None, unsafe_skip_rsa_key_validation=True)
+        if "OPENSSH" in pem
+        else load_pem_private_key(data, None, unsafe_skip_rsa_key_validation=True)
+    )
+    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+def _bare(line: str) -> str:
+    """Give a public key without its comment."""
+    return " ".join(line.split()[:2])

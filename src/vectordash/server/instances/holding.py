@@ -28,11 +28,15 @@ class Seat:
 
 
 def hold(connection: Connection, vault: Vault, now: datetime, instance: str, number: int, seat: Seat) -> None:
-    """Hold a GPU and a port for an attempt, with a host key made for it. Raises `PortsExhausted`."""
+    """Hold a GPU and a port for an attempt, with a host key made for it.
+
+    Raises `PortsExhausted`, and has changed nothing then: a caller may go on in the same transaction.
+    """
     place = machines.place_of(connection, seat.machine_id)
     part = share(cores=place.cores, ram=place.ram, disk=place.disk, gpus=place.gpus)
     name = f"vd-{secrets.token_hex(8)}"
     key = make_host_key()
+    port = _give_port(connection, place)
     machines.take(connection, seat.gpu_id)
     connection.execute(
         insert(attempts).values(
@@ -44,7 +48,7 @@ def hold(connection: Connection, vault: Vault, now: datetime, instance: str, num
             bound_address=place.bound_address,
             address=place.address,
             probe_address=place.probe_address,
-            port=_give_port(connection, place),
+            port=port,
             host_key=vault.seal(key.private, name),
             host_public_key=key.public,
             cpu=place.cpu,

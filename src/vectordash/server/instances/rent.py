@@ -154,12 +154,12 @@ def _within_limits(
     at_once = settings.gpus_at_once if own.gpus_at_once is None else own.gpus_at_once
     if at_once and (held := store.held_by(connection, caller.user_id)) >= at_once:
         raise LimitReached(
-            f"Your account may hold {at_once} GPUs at once and holds {held}.", "End an instance"
+            f"Your account's limit of GPUs at once is {at_once}, and it holds {held}.", "End an instance"
         )
     a_month = settings.gpu_hours_a_month if own.gpu_hours_a_month is None else own.gpu_hours_a_month
     if a_month and (used := _hours_this_month(connection, caller, now)) >= a_month:
         raise LimitReached(
-            f"Your account may use {a_month} GPU-hours a calendar month and has used {used}.",
+            f"Your account's limit of GPU-hours a calendar month is {a_month}, and {used} are used.",
             "Wait until the month is over (UTC)",
         )
     hours = settings.hours_an_instance if own.hours_an_instance is None else own.hours_an_instance
