@@ -658,7 +658,9 @@ async def test_a_path_cannot_forge_a_line_of_the_log(world: World, caplog: pytes
     caplog.set_level(logging.INFO, "vectordash")
 
     await world.call(Ask("GET", "/api/instances/a\nGET \x1b[31m/api"))
+    await world.call(Ask("GET", "/" + "a" * 10_000))
 
     assert [record.getMessage() for record in caplog.records] == [
-        r"GET /api/instances/a\nGET \x1b[31m/api 404"
+        r"GET /api/instances/a\nGET \x1b[31m/api 404",
+        f"GET /{'a' * 199} 404",
     ]

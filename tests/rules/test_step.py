@@ -46,10 +46,30 @@ UNWANTED = replace(PENDING, wanted=False)
         pytest.param(PENDING, "stopped", Start(LATER), id="pending-stopped"),
         pytest.param(PENDING, "absent", Start(LATER), id="pending-absent"),
         pytest.param(PENDING, "unknown", Wait(LATER), id="pending-unknown"),
-        pytest.param(OVERDUE, "running", GiveUp, id="overdue-running"),
-        pytest.param(OVERDUE, "stopped", GiveUp, id="overdue-stopped"),
-        pytest.param(OVERDUE, "absent", GiveUp, id="overdue-absent"),
-        pytest.param(OVERDUE, "unknown", GiveUp, id="overdue-unknown"),
+        pytest.param(
+            OVERDUE,
+            "running",
+            GiveUp("it could not be logged in to in time", transient=True),
+            id="overdue-running",
+        ),
+        pytest.param(
+            OVERDUE,
+            "stopped",
+            GiveUp("it could not be logged in to in time", transient=True),
+            id="overdue-stopped",
+        ),
+        pytest.param(
+            OVERDUE,
+            "absent",
+            GiveUp("it could not be logged in to in time", transient=True),
+            id="overdue-absent",
+        ),
+        pytest.param(
+            OVERDUE,
+            "unknown",
+            GiveUp("its machine could not be reached in time", transient=False),
+            id="overdue-unknown",
+        ),
         pytest.param(ACTIVE, "running", Rest(), id="active-running"),
         pytest.param(UNSEEN, "running", Recover(), id="unseen-running"),
         pytest.param(TOO_LONG, "running", Recover(), id="unseen-too-long-running"),
@@ -103,6 +123,7 @@ class World:
     released: bool = False
 
     def carry_out(self, decided: Step) -> None:
+        """Let a step come to what it would."""
         match decided:
             case Start() if self.starts_work:
                 self.sight, self.desired = "running", replace(self.desired, active=True)

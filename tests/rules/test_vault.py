@@ -82,6 +82,15 @@ def test_an_error_never_shows_a_key_or_a_secret() -> None:
         assert base64.b64encode(ONE).decode() not in str(error.value)
 
 
+@pytest.mark.parametrize("length", [0, 5, 8, 15, 20, 30])
+def test_a_cut_value_does_not_open(length: int) -> None:
+    one = Vault(ONE)
+    sealed = one.seal("the secret", "context")
+
+    with pytest.raises(VaultError):
+        one.open(sealed[:length], "context")
+
+
 def written(*keys: bytes) -> list[str]:
     """Write keys as settings do."""
     return [base64.b64encode(key).decode() for key in keys]
@@ -97,8 +106,28 @@ def test_keys_are_separated_by_commas_or_lines(between: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", ",", "secret", *written(b"short", bytes(31), bytes(33)), written(ONE)[0][:-1], "!" * 44],
-    ids=["none", "blank", "comma", "a word", "short", "31 bytes", "33 bytes", "cut", "no base64"],
+    [
+        "",
+        " ",
+        ",",
+        "secret",
+        "ключ",
+        *written(b"short", bytes(31), bytes(33)),
+        written(ONE)[0][:-1],
+        "!" * 44,
+    ],
+    ids=[
+        "none",
+        "blank",
+        "comma",
+        "a word",
+        "not ASCII",
+        "short",
+        "31 bytes",
+        "33 bytes",
+        "cut",
+        "no base64",
+    ],
 )
 def test_what_is_no_key_is_refused_in_words(text: str) -> None:
     with pytest.raises(VaultError, match="An encryption key is 32 bytes, written in base64"):

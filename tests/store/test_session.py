@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -37,13 +38,15 @@ def said(connection: Connection) -> str | None:
     return facts.fact(connection, "it")
 
 
+@dataclass
 class Gate:
     """A change that takes until it is let go."""
 
-    def __init__(self) -> None:
-        self.begun, self.open = threading.Event(), threading.Event()
+    begun: threading.Event = field(default_factory=threading.Event)
+    open: threading.Event = field(default_factory=threading.Event)
 
     def __call__(self, connection: Connection) -> None:
+        """Change something, slowly."""
         self.begun.set()
         assert self.open.wait(10)
         say(connection, "slowly")
@@ -152,7 +155,7 @@ async def test_a_broken_constraint_is_no_outage(store: Store) -> None:
 
 async def test_malformed_sql_is_no_outage(store: Store) -> None:
     with pytest.raises(OperationalError, match="no such table"):
-        await store.read(lambda connection: connection.execute(text("select * from nothing")))
+        await store.read(lambda connection: connection.execute(text("select * from nowhere")))
 
 
 async def test_foreign_keys_are_enforced(store: Store) -> None:

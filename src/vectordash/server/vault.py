@@ -6,7 +6,6 @@ sealed value cannot be moved to another row. Services seal and open; tables hold
 """
 
 import base64
-import binascii
 import hashlib
 import os
 from pathlib import Path
@@ -45,7 +44,7 @@ class Vault:
             raise VaultError(f"The encryption key {sealed[:_ID]!r} is not loaded.")
         try:
             return key.decrypt(sealed[_ID : _ID + _NONCE], sealed[_ID + _NONCE :], context.encode()).decode()
-        except InvalidTag as error:
+        except (InvalidTag, ValueError) as error:  # the second: too short to be one
             raise VaultError(f"A sealed value of {context} was changed or moved.") from error
 
     def holds(self, key_id: str) -> bool:
@@ -57,7 +56,7 @@ def from_text(text: str) -> Vault:
     """Make a vault from base64 keys separated by commas or lines, the current one first."""
     try:
         return Vault(*(base64.b64decode(part, validate=True) for part in text.replace(",", " ").split()))
-    except binascii.Error as error:
+    except ValueError as error:  # not base64, or not even ASCII
         raise VaultError("An encryption key is 32 bytes, written in base64.") from error
 
 

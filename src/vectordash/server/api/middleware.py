@@ -24,6 +24,8 @@ log = logging.getLogger("vectordash.access")
 _JSON = b"application/json; charset=utf-8"
 _NAMES = {kind.code: kind.name for kind in (errors.IncompleteProfile, errors.GpuUnavailable)}
 """Codes that the reference names otherwise than HTTP does."""
+_LONGEST_PATH = 200
+"""Characters of a path that are logged."""
 _TOKEN = re.compile(r"vd_[A-Za-z0-9_-]{16,}")
 
 
@@ -92,8 +94,8 @@ def _tidy(path: str) -> str:
 
 
 def _loggable(path: str) -> str:
-    """The path on one line, whatever was sent, and without a token."""
-    return _TOKEN.sub("vd_***", path.encode("unicode_escape").decode())
+    """The path on one line, whatever was sent, not too long, and without a token."""
+    return _TOKEN.sub("vd_***", path.encode("unicode_escape").decode())[:_LONGEST_PATH]
 
 
 def _headers(status: int, headers: Any, scope: HTTPScope, path: str) -> list[tuple[bytes, bytes]]:

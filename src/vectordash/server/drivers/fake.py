@@ -81,6 +81,8 @@ class FakeDriver:
     there: dict[str, FakeInstance] = field(default_factory=dict)
     hidden: set[str] = field(default_factory=set)
     """Names that a list leaves out although they are there: a lie."""
+    stubborn: set[str] = field(default_factory=set)
+    """Names that stay although their removal is reported: another lie."""
     vanished: dict[str, FakeInstance] = field(default_factory=dict)
     busy_ports: set[int] = field(default_factory=set)
     """Ports that another program uses."""
@@ -165,7 +167,7 @@ class FakeDriver:
         """See `Driver`."""
         one = self.there.get(name)
         fault = await self._meet("remove", one.spec.gpus if one else ())
-        if (gone := self.there.pop(name, None)) is not None:
+        if name not in self.stubborn and (gone := self.there.pop(name, None)) is not None:
             self._bound[gone.spec.address, gone.spec.port].discard(name)
         if fault is not None and fault.error is not None:
             raise fault.error

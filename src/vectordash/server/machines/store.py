@@ -22,6 +22,7 @@ from sqlalchemy import (
     literal,
     or_,
     select,
+    true,
     update,
 )
 
@@ -107,9 +108,11 @@ def best_offer(
     without: Collection[int] = (),
 ) -> Offer | None:
     """Which GPU of this type would be rented now? `cheapest` is for a renter who named a date."""
+    lasts = gpus.c.available_until >= at_least_until
     query = (
         select(gpus.c.id, gpus.c.type, gpus.c.price, gpus.c.available_until, gpus.c.machine_id)
-        .where(gpus.c.type == type_, *_offered(now, at_least_until))
+        # `is true` keeps SQLite from seeking by time in the other index and sorting all that it finds.
+        .where(gpus.c.type == type_, lasts.is_(true()) if cheapest else lasts, *_free(now))
         .order_by(*(_CHEAPEST if cheapest else _LATEST))
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -124,7 +127,7 @@ def offers(connection: Connection, now: datetime, at_least_until: datetime) -> l
     """What can be rented now? One row a type that has a free GPU, in the catalogue's order."""
     first = (
         select(gpus.c.id)
-        .where(gpus.c.type == gpu_types.c.name, *_offered(now, at_least_until))
+        .where(gpus.c.type == gpu_types.c.name, gpus.c.available_until >= at_least_until, *_free(now))
         .order_by(*_LATEST)
         .limit(1)
         .correlate(gpu_types)
@@ -170,12 +173,8 @@ def next_reservation_end(connection: Connection, type_: str) -> datetime | None:
     return connection.execute(query).scalar()
 
 
-def _offered(now: datetime, at_least_until: datetime) -> tuple[ColumnElement[bool] | TextClause, ...]:
-    return (
-        OFFERABLE,
-        gpus.c.available_until >= at_least_until,
-        or_(gpus.c.reserved_until.is_(None), gpus.c.reserved_until <= now),
-    )
+def _free(now: datetime) -> tuple[ColumnElement[bool] | TextClause, ...]:
+    return OFFERABLE, or_(gpus.c.reserved_until.is_(None), gpus.c.reserved_until <= now)
 
 
 # --- holding ---------------------------------------------------------------------------------------------

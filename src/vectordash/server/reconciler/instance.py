@@ -234,8 +234,8 @@ class _Shift:
                 await self._remove(cluster.driver, attempt)
             case Release():
                 self._given_back = await self._record(progress.release, vault, self.work, attempt, now)
-            case GiveUp(why):
-                await self._failed(attempt, why, transient=True)
+            case GiveUp(why, transient):
+                await self._failed(attempt, why, transient=transient)
             case Lose(why):
                 await self._record(progress.lose, self.work, attempt, why, now)
             case Wait() | Rest():

@@ -74,6 +74,8 @@ class GiveUp:
     """Its start failed; another attempt may follow."""
 
     why: str
+    transient: bool
+    """The same GPU may do better the next time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +116,11 @@ def _towards_release(sight: Sight) -> Step:
 
 
 def _towards_active(desired: Desired, sight: Sight, now: datetime) -> Step:
-    if now >= desired.deadline:
-        return GiveUp("it could not be logged in to in time")
-    return Wait(desired.deadline) if sight == "unknown" else Start(desired.deadline)
+    if now < desired.deadline:
+        return Wait(desired.deadline) if sight == "unknown" else Start(desired.deadline)
+    if sight == "unknown":  # to try the same GPU again would mean to wait for its machine without end
+        return GiveUp("its machine could not be reached in time", transient=False)
+    return GiveUp("it could not be logged in to in time", transient=True)
 
 
 def _stay_active(desired: Desired, sight: Sight, now: datetime) -> Step:

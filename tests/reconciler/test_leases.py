@@ -1,0 +1,241 @@
+"""Who may work on an instance, and what becomes of work that was interrupted, refused or overtaken."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection
+
+from cloud import NOON, Cloud
+from sights import attempts_of, demand_order, row_of
+from vectordash.server.db.session import Store
+from vectordash.server.drivers.fake import Fault
+from vectordash.server.instances import progress
+from vectordash.server.instances import store as instances
+from vectordash.server.reconciler.instance import Surroundings, work_on
+from vectordash.wire.errors import Unavailable
+
+pytestmark = pytest.mark.asyncio
+
+LATER = NOON + timedelta(seconds=90)
+
+
+def around(cloud: Cloud, store: Any = None) -> Surroundings:
+    """What a worker needs; each call makes another worker's."""
+    vault = cloud.plane.reconciler.vault
+    return Surroundings(store or cloud.plane.store, cloud.clock, vault, {cloud.cluster.id: cloud.cluster})
+
+
+@dataclass
+class MoodyStore:
+    """A store that refuses some changes some times before it makes them."""
+
+    store: Store
+    refusals: Counter[str]
+    asked: Counter[str] = field(default_factory=Counter)
+
+    async def write(self, change: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """See `Store`."""
+        self.asked[change.__name__] += 1
+        if self.refusals[change.__name__] > 0:
+            self.refusals[change.__name__] -= 1
+            raise Unavailable("2000 changes are waiting")
+        return await self.store.write(change, *args, **kwargs)
+
+
+async def test_of_two_workers_one_works(cloud: Cloud) -> None:
+    key = (await cloud.rent())["key"]
+
+    await asyncio.gather(work_on(around(cloud), key), work_on(around(cloud), key))
+
+    assert (cloud.driver.calls["ensure"], cloud.driver.calls["login"]) == (1, 1)
+    assert (await cloud.plane.store.read(row_of, key)).lease_version == 1
+    demand_order(cloud.plane.store, cloud.driver)
+
+
+async def test_a_lease_is_given_for_what_is_due_and_not_before(cloud: Cloud) -> None:
+    key = (await cloud.rent())["key"]
+    store = cloud.plane.store
+    early = NOON - timedelta(microseconds=1)
+
+    assert await store.write(progress.lease, key, early, LATER, {}) is None
+    work = await store.write(progress.lease, key, NOON, LATER, {})
+    assert work is not None
+    assert await store.write(progress.lease, key, LATER - timedelta(seconds=1), LATER, {}) is None
+    assert await store.read(progress.due, LATER - timedelta(seconds=1), 10) == []
+    assert await store.read(progress.next_due) == LATER
+    assert await store.read(progress.due, LATER, 10) == [key]
+    await store.write(progress.finish, work, None, NOON, came_to=True)
+    assert await store.write(progress.lease, key, LATER, LATER, {}) is None
+
+
+async def test_a_worker_that_was_overtaken_writes_nothing(cloud: Cloud) -> None:
+    """It hangs in a start, its lease runs out, another one gives up; then its login works after all."""
+    cloud.driver.faults = [Fault("ensure", delay=0.1, gpu="GPU-m1-0")]
+    key = (await cloud.rent())["key"]
+    slow = asyncio.create_task(work_on(around(cloud), key))
+    while not cloud.driver.calls["ensure"]:
+        await asyncio.sleep(0)
+
+    cloud.clock.move(seconds=200)
+    await cloud.settle()
+    assert [one.gpu_id for one in await cloud.plane.store.read(attempts_of, key)] == [1, 2]
+    before = await cloud.plane.store.read(row_of, key)
+    await slow
+
+    assert await cloud.plane.store.read(row_of, key) == before
+    assert len(cloud.driver.there) == 2, "what the slow one made"
+    await cloud.settle()
+    assert (await cloud.show(key))["status"] == "active"
+    demand_order(cloud.plane.store, cloud.driver)
+
+
+RECORDS: dict[str, Callable[[Connection, Any, progress.Work, progress.Attempt], object]] = {
+    "activate": lambda c, _, work, one: progress.activate(c, work, one, LATER),
+    "recover": lambda c, _, work, one: progress.recover(c, work, one, LATER, "It is back"),
+    "restart_failed": lambda c, _, work, one: progress.restart_failed(c, work, one, "why", LATER),
+    "lose": lambda c, _, work, one: progress.lose(c, work, one, "why", LATER),
+    "fail": lambda c, v, work, one: progress.fail(c, v, work, one, "why", LATER, transient=True),
+    "move_port": lambda c, v, work, one: progress.move_port(c, v, work, one, LATER),
+    "release": lambda c, v, work, one: progress.release(c, v, work, one, LATER),
+    "finish": lambda c, _, work, __: progress.finish(c, work, None, LATER, came_to=True),
+}
+
+
+@pytest.mark.parametrize("record", RECORDS)
+async def test_without_the_lease_nothing_is_recorded(cloud: Cloud, record: str) -> None:
+    key = (await cloud.rent())["key"]
+    store, vault = cloud.plane.store, cloud.plane.reconciler.vault
+    work = await store.write(progress.lease, key, NOON, LATER, {cloud.cluster.id: LATER})
+    assert work is not None
+    overtaken = replace(work, version=work.version - 1)
+
+    def everything(connection: Connection) -> list[Any]:
+        events = instances.events_of(connection, key)
+        return [row_of(connection, key), attempts_of(connection), events]
+
+    before = await store.read(everything)
+    await store.write(RECORDS[record], vault, overtaken, work.attempts[0])
+
+    assert await store.read(everything) == before
+    assert await store.write(progress.reload, overtaken, {}) is None
+
+
+async def test_a_wish_during_a_lease_is_not_lost_though_the_clock_stands_still(cloud: Cloud) -> None:
+    key = (await cloud.rent())["key"]
+    store = cloud.plane.store
+    work = await store.write(progress.lease, key, NOON, LATER, {})
+    assert work is not None
+
+    await cloud.call("DELETE", f"/api/instances/{key}")
+    await store.write(progress.finish, work, None, NOON, came_to=True)
+
+    assert await store.read(progress.due, NOON, 10) == [key]
+
+
+async def test_an_activation_does_not_swallow_a_wish(cloud: Cloud) -> None:
+    """Reported out of sight by a pass in the very moment of its activation: it is looked at again."""
+    key = (await cloud.rent())["key"]
+    store = cloud.plane.store
+    work = await store.write(progress.lease, key, NOON, LATER, {})
+    assert work is not None
+    await store.write(progress.nudge, [key], NOON)
+
+    assert await store.write(progress.activate, work, work.attempts[0], NOON)
+
+    row = await store.read(row_of, key)
+    assert (row.active_at, row.lease_until, row.due_at) == (NOON, None, NOON)
+
+
+async def test_after_an_unforeseen_error_it_is_tried_again_ever_later(cloud: Cloud) -> None:
+    cloud.driver.faults = [Fault("ensure", RuntimeError("nobody foresaw this"), times=5)]
+    cloud.driver.start_deadline = 60.0
+    key = (await cloud.rent())["key"]
+
+    pauses = []
+    for _ in range(5):
+        await cloud.work()
+        row = await cloud.plane.store.read(row_of, key)
+        assert row.lease_until is None
+        pauses.append((row.due_at - cloud.clock()).total_seconds())
+        cloud.clock.now = row.due_at
+
+    assert pauses == [0.25, 0.5, 1.0, 2.0, 4.0]
+    await cloud.settle()
+    row = await cloud.plane.store.read(row_of, key)
+    assert (row.active_at, row.due_at, row.failures) == (cloud.clock(), None, 0)
+
+
+@pytest.mark.parametrize("change", ["activate", "release", "reload", "finish", "fail"])
+async def test_what_was_done_is_recorded_though_the_store_is_busy_for_a_while(
+    cloud: Cloud, change: str
+) -> None:
+    cloud.driver.faults = [Fault("login", delay=0.0), Fault("ensure", RuntimeError("once"))]
+    if change == "fail":
+        cloud.driver.start_deadline = 0.01
+        cloud.driver.faults = [Fault("login", delay=float("inf"), gpu="GPU-m1-0")]
+    key = (await cloud.rent())["key"]
+    moody = MoodyStore(cloud.plane.store, Counter({change: 1}))
+
+    for _ in range(3):
+        await work_on(around(cloud, moody), key)
+        cloud.clock.move(seconds=1)
+    if change in {"release", "reload"}:
+        await cloud.call("DELETE", f"/api/instances/{key}")
+        await work_on(around(cloud, moody), key)
+
+    assert moody.asked[change] >= 2
+    assert moody.refusals[change] == 0
+    await cloud.settle()
+    demand_order(cloud.plane.store, cloud.driver)
+
+
+async def test_no_call_is_begun_that_its_lease_would_not_cover(cloud: Cloud) -> None:
+    """A start takes nearly the whole lease; the removal of what it left waits for another lease."""
+    cloud.driver.faults = [Fault("ensure", delay=0.05, gpu="GPU-m1-0"), Fault("login", RuntimeError())]
+    key = (await cloud.rent())["key"]
+    working = asyncio.create_task(work_on(around(cloud), key))
+    while not cloud.driver.calls["ensure"]:
+        await asyncio.sleep(0)
+    await cloud.call("DELETE", f"/api/instances/{key}")
+    cloud.driver.faults.clear()
+
+    cloud.clock.move(seconds=around(cloud).lease_seconds - 1)
+    await working
+
+    assert cloud.driver.calls["remove"] == 0
+    cloud.clock.move(seconds=1)
+    await cloud.settle()
+    demand_order(cloud.plane.store, cloud.driver)
+
+
+async def test_the_leases_of_a_dead_server_end_when_the_next_one_starts(cloud: Cloud) -> None:
+    key = (await cloud.rent())["key"]
+    store = cloud.plane.store
+    await store.write(progress.lease, key, NOON, LATER, {})
+    assert await store.read(progress.due, NOON, 10) == []
+
+    await store.write(progress.break_leases)
+
+    assert await store.read(progress.due, NOON, 10) == [key]
+
+
+async def test_a_cancelled_worker_leaves_a_lease_and_what_it_did(cloud: Cloud) -> None:
+    cloud.driver.faults = [Fault("login", delay=float("inf"))]
+    key = (await cloud.rent())["key"]
+    working = asyncio.create_task(work_on(around(cloud), key))
+    while not cloud.driver.calls["login"]:
+        await asyncio.sleep(0)
+
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+
+    assert (await cloud.plane.store.read(row_of, key)).lease_until is not None
+    await cloud.plane.store.write(progress.break_leases)
+    await cloud.settle()
+    assert (await cloud.show(key))["status"] == "active"
+    demand_order(cloud.plane.store, cloud.driver)
