@@ -7,9 +7,9 @@ from datetime import timedelta
 import pytest
 
 from cloud import NOON, Cloud
-from sights import attempts_of, demand_order, gpu, row_of
+from sights import attempts_of, demand_order, gpu, reach, row_of
 from vectordash.server.drivers.base import DriverError, Unreachable
-from vectordash.server.drivers.fake import Fault
+from vectordash.server.drivers.fake import Call, Fault
 
 pytestmark = pytest.mark.asyncio
 
@@ -24,12 +24,6 @@ async def active(cloud: Cloud, name: str = "one") -> str:
 
 async def delete(cloud: Cloud, key: str) -> None:
     assert (await cloud.call("DELETE", f"/api/instances/{key}")).status == 204
-
-
-async def reach(cloud: Cloud, call: str) -> None:
-    """Let the reconciler come to this call."""
-    while not cloud.driver.calls[call]:  # type: ignore[index]
-        await asyncio.sleep(0)
 
 
 async def test_a_deleted_instance_leaves_nothing(cloud: Cloud) -> None:
@@ -57,11 +51,11 @@ async def test_deleted_before_anybody_started_it_nothing_is_started(cloud: Cloud
 
 
 @pytest.mark.parametrize("call", ["ensure", "login"])
-async def test_deleted_during_its_start_it_costs_nothing(cloud: Cloud, call: str) -> None:
+async def test_deleted_during_its_start_it_costs_nothing(cloud: Cloud, call: Call) -> None:
     cloud.driver.faults = [Fault(call, delay=0.05)]
     key = (await cloud.rent())["key"]
     work = asyncio.create_task(cloud.work())
-    await reach(cloud, call)
+    await reach(cloud.driver, call)
 
     await delete(cloud, key)
     await work
@@ -79,7 +73,7 @@ async def test_deleted_while_a_start_fails_no_other_gpu_is_taken(cloud: Cloud) -
     cloud.driver.faults = [Fault("ensure", delay=float("inf"))]
     key = (await cloud.rent())["key"]
     work = asyncio.create_task(cloud.work())
-    await reach(cloud, "ensure")
+    await reach(cloud.driver, "ensure")
 
     await delete(cloud, key)
     await work
@@ -96,7 +90,7 @@ async def test_deleted_while_the_same_gpu_is_cleared_for_another_try_it_is_not_t
     cloud.driver.faults = [Fault("login", delay=float("inf")), Fault("remove", delay=0.05)]
     key = (await cloud.rent())["key"]
     work = asyncio.create_task(cloud.work())
-    await reach(cloud, "remove")
+    await reach(cloud.driver, "remove")
 
     await delete(cloud, key)
     await work

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import Connection
 
 from cloud import NOON, Cloud
-from sights import attempts_of, demand_order, row_of
+from sights import attempts_of, demand_order, reach, row_of
 from vectordash.server.db.session import Store
 from vectordash.server.drivers.fake import Fault
 from vectordash.server.instances import progress
@@ -78,8 +78,7 @@ async def test_a_worker_that_was_overtaken_writes_nothing(cloud: Cloud) -> None:
     cloud.driver.faults = [Fault("ensure", delay=0.1, gpu="GPU-m1-0")]
     key = (await cloud.rent())["key"]
     slow = asyncio.create_task(work_on(around(cloud), key))
-    while not cloud.driver.calls["ensure"]:
-        await asyncio.sleep(0)
+    await reach(cloud.driver, "ensure")
 
     cloud.clock.move(seconds=200)
     await cloud.settle()
@@ -151,6 +150,27 @@ async def test_an_activation_does_not_swallow_a_wish(cloud: Cloud) -> None:
     assert (row.active_at, row.lease_until, row.due_at) == (NOON, None, NOON)
 
 
+async def test_a_gpu_that_was_to_be_tried_again_is_not_if_its_instance_ends_before_it_is_cleared(
+    cloud: Cloud,
+) -> None:
+    """Ended after the worker has loaded it for the last time."""
+    await cloud.change_listing(2, listed=False)
+    key = (await cloud.rent())["key"]
+    store, vault = cloud.plane.store, cloud.plane.reconciler.vault
+    work = await store.write(progress.lease, key, NOON, LATER, {})
+    assert work is not None
+    await store.write(progress.fail, vault, work, work.attempts[0], "busy", NOON, transient=True)
+    work = await store.write(progress.reload, work, {})
+    assert work is not None
+    await cloud.call("DELETE", f"/api/instances/{key}")
+
+    assert await store.write(progress.release, vault, work, work.attempts[0], NOON)
+
+    assert len(await store.read(attempts_of, key)) == 1
+    await cloud.settle()
+    demand_order(store, cloud.driver)
+
+
 async def test_after_an_unforeseen_error_it_is_tried_again_ever_later(cloud: Cloud) -> None:
     cloud.driver.faults = [Fault("ensure", RuntimeError("nobody foresaw this"), times=5)]
     cloud.driver.start_deadline = 60.0
@@ -199,8 +219,7 @@ async def test_no_call_is_begun_that_its_lease_would_not_cover(cloud: Cloud) -> 
     cloud.driver.faults = [Fault("ensure", delay=0.05, gpu="GPU-m1-0"), Fault("login", RuntimeError())]
     key = (await cloud.rent())["key"]
     working = asyncio.create_task(work_on(around(cloud), key))
-    while not cloud.driver.calls["ensure"]:
-        await asyncio.sleep(0)
+    await reach(cloud.driver, "ensure")
     await cloud.call("DELETE", f"/api/instances/{key}")
     cloud.driver.faults.clear()
 
@@ -228,8 +247,7 @@ async def test_a_cancelled_worker_leaves_a_lease_and_what_it_did(cloud: Cloud) -
     cloud.driver.faults = [Fault("login", delay=float("inf"))]
     key = (await cloud.rent())["key"]
     working = asyncio.create_task(work_on(around(cloud), key))
-    while not cloud.driver.calls["login"]:
-        await asyncio.sleep(0)
+    await reach(cloud.driver, "login")
 
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)

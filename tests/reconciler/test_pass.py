@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -10,8 +11,8 @@ import pytest
 from cloud import NOON, Cloud, HandClock
 from mortal import Process, Template, make_template, new_cluster, rent
 from sights import demand_order, gpu, orphan_names, row_of
-from vectordash.server.drivers.base import DriverError, SeenGpu, Spec
-from vectordash.server.drivers.fake import FakeInstance, Fault
+from vectordash.server.drivers.base import DriverError, SeenGpu, SeenInstance, Spec
+from vectordash.server.drivers.fake import FakeDriver, FakeInstance, Fault
 from vectordash.server.machines import store as machines
 
 pytestmark = pytest.mark.asyncio
@@ -45,7 +46,7 @@ async def test_a_machine_that_goes_offline_is_not_offered_until_it_is_back(cloud
     change_machine(cloud, online=True)
     await cloud.look()
 
-    assert await offered(cloud) == ["1080 ti", "titan v"]
+    assert await offered(cloud) == ["1080 ti", "Titan V"]
 
 
 async def test_a_machine_that_left_its_cluster_is_not_offered(cloud: Cloud) -> None:
@@ -56,14 +57,14 @@ async def test_a_machine_that_left_its_cluster_is_not_offered(cloud: Cloud) -> N
     cloud.driver.inventory = was
     await cloud.look()
 
-    assert await offered(cloud) == ["1080 ti", "titan v"]
+    assert await offered(cloud) == ["1080 ti", "Titan V"]
 
 
 async def test_a_cluster_that_does_not_answer_for_long_is_not_offered_until_it_does(cloud: Cloud) -> None:
     cloud.driver.reachable = False
     cloud.clock.move(seconds=29)
     await cloud.look()
-    assert await offered(cloud) == ["1080 ti", "titan v"]
+    assert await offered(cloud) == ["1080 ti", "Titan V"]
     cloud.clock.move(seconds=1)
     await cloud.look()
     assert await offered(cloud) == []
@@ -71,7 +72,7 @@ async def test_a_cluster_that_does_not_answer_for_long_is_not_offered_until_it_d
     cloud.driver.reachable = True
     await cloud.look()
 
-    assert await offered(cloud) == ["1080 ti", "titan v"]
+    assert await offered(cloud) == ["1080 ti", "Titan V"]
 
 
 async def test_a_new_gpu_appears_and_is_not_offered_before_its_operator_says_so(cloud: Cloud) -> None:
@@ -96,7 +97,7 @@ async def test_a_gpu_that_disappears_is_not_offered_and_comes_back_as_the_same(c
     change_machine(cloud, gpus=was)
     await cloud.look()
 
-    assert await offered(cloud) == ["1080 ti", "titan v"]
+    assert await offered(cloud) == ["1080 ti", "Titan V"]
     assert [one.id for one in await cloud.plane.store.read(machines.all_gpus)] == [1, 2, 3]
 
 
@@ -140,7 +141,20 @@ async def test_what_an_orphan_held_is_offered_again_once_it_is_gone(cloud: Cloud
     await cloud.settle()
 
     assert await cloud.plane.store.read(orphan_names) == []
-    assert await offered(cloud) == ["1080 ti", "titan v"]
+    assert await offered(cloud) == ["1080 ti", "Titan V"]
+
+
+async def test_a_gpu_that_an_orphan_holds_is_not_offered_when_its_instance_lets_go(cloud: Cloud) -> None:
+    key = (await cloud.rent(gpu="titan v"))["key"]
+    await cloud.settle()
+    cloud.driver.there["vd-strange"] = strange("vd-strange", "GPU-m1-2", 20500)
+    await cloud.settle()
+
+    await cloud.call("DELETE", f"/api/instances/{key}")
+    await cloud.work()
+
+    assert (await cloud.plane.store.read(gpu, 3)).free
+    assert await offered(cloud) == ["1080 ti"]
 
 
 async def test_what_was_released_and_runs_again_is_removed(cloud: Cloud) -> None:
@@ -161,32 +175,66 @@ async def test_what_was_released_and_runs_again_is_removed(cloud: Cloud) -> None
     demand_order(cloud.plane.store, cloud.driver)
 
 
-async def test_an_instance_rented_and_made_during_a_pass_is_neither_missing_nor_an_orphan(
-    cloud: Cloud,
-) -> None:
-    cloud.driver.faults = [Fault("machines", delay=0.05)]
-    looking = asyncio.create_task(cloud.look())
-    while cloud.driver.calls["machines"] < 3:
-        await asyncio.sleep(0)
+class Meanwhile(FakeDriver):
+    """A cluster that lists its instances while something else happens: before it looks, or after."""
 
-    key = (await cloud.rent())["key"]
-    await cloud.work()
-    await looking
+    before: Callable[[], Awaitable[object]]
+    after: Callable[[], Awaitable[object]]
+
+    async def instances(self) -> Sequence[SeenInstance]:
+        """See `Driver`."""
+        await self.before()
+        listed = await super().instances()
+        await self.after()
+        return listed
+
+
+async def nothing() -> None:
+    """Happen."""
+
+
+def listing(cloud: Cloud) -> Meanwhile:
+    """Exchange the cluster's driver for such a one."""
+    driver = Meanwhile(cloud.driver.inventory, there=cloud.driver.there)
+    driver.before = driver.after = nothing
+    cloud.driver = cloud.cluster.driver = driver
+    return driver
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_an_instance_rented_and_made_during_a_pass_is_neither_missing_nor_an_orphan(
+    cloud: Cloud, moment: str
+) -> None:
+    async def rent_and_make() -> None:
+        await cloud.rent()
+        await cloud.work()
+
+    setattr(listing(cloud), moment, rent_and_make)
+
+    await cloud.look()
 
     assert await cloud.plane.store.read(orphan_names) == []
-    assert await cloud.events(key) == ["rented", "active"]
+    assert await cloud.events("one") == ["rented", "active"]
+    demand_order(cloud.plane.store, cloud.driver)
 
 
-async def test_an_instance_released_during_a_pass_is_not_removed_twice(cloud: Cloud) -> None:
+@pytest.mark.parametrize("moment", ["before", "after"])
+async def test_an_instance_deleted_and_removed_during_a_pass_is_neither_missing_nor_an_orphan(
+    cloud: Cloud, moment: str
+) -> None:
     key = (await cloud.rent())["key"]
     await cloud.settle()
-    cloud.driver.faults = [Fault("instances", delay=0.05, after=True)]
-    looking = asyncio.create_task(cloud.look())
-    await cloud.call("DELETE", f"/api/instances/{key}")
-    await cloud.work()
-    await looking
+
+    async def delete_and_remove() -> None:
+        await cloud.call("DELETE", f"/api/instances/{key}")
+        await cloud.work()
+
+    setattr(listing(cloud), moment, delete_and_remove)
+
+    await cloud.look()
 
     assert await cloud.plane.store.read(orphan_names) == []
+    assert await cloud.events(key) == ["rented", "active", "deleted", "released"]
     demand_order(cloud.plane.store, cloud.driver)
 
 

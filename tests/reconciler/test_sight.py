@@ -290,9 +290,7 @@ async def test_seen_for_the_last_time_before_it_was_active_nothing_is_charged(cl
 
 
 async def test_many_out_of_sight_at_once_are_all_missed_and_all_recover(cloud: Cloud) -> None:
-    keys = []
-    for each in ("a", "b"):
-        keys.append((await cloud.rent(each))["key"])
+    keys = [(await cloud.rent(each))["key"] for each in ("a", "b")]
     await cloud.settle()
     cloud.driver.reachable = False
     cloud.clock.move(seconds=31)

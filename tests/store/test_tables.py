@@ -1,18 +1,18 @@
 """The tables: what the migrations make of them, and what they refuse to hold."""
 
+import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import Column, Connection, Integer, MetaData, Table, insert, select, text, update
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from cloud import NOON, Cloud
+from cloud import NOON, open_cloud
 from vectordash.server import app
 from vectordash.server.db import migrate
 from vectordash.server.db.base import Instant, Money
@@ -20,6 +20,7 @@ from vectordash.server.db.migrate import SchemaError
 from vectordash.server.db.session import Store
 from vectordash.server.instances.tables import attempts, instances
 from vectordash.server.machines.tables import clusters, gpus
+from vectordash.server.settings import Settings
 
 # Migrations
 
@@ -83,40 +84,44 @@ def test_a_store_newer_than_the_program_is_refused(empty: Store) -> None:
 # What the tables refuse
 
 
-@pytest_asyncio.fixture
-async def rented(cloud: Cloud) -> Cloud:
-    """A cloud with two instances that hold a GPU each."""
-    await cloud.rent("one")
-    await cloud.rent("two")
-    return cloud
+@pytest.fixture(scope="module")
+def rented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """The store of a cloud with two instances that hold a GPU each; no test leaves anything in it."""
+
+    async def rent() -> None:
+        cloud = await open_cloud(folder)
+        for name in ("one", "two"):
+            await cloud.rent(name)
+        await cloud.plane.close()
+
+    folder = tmp_path_factory.mktemp("rented") / "data"
+    asyncio.run(rent())
+    store = Store(Settings(data=folder).database)
+    yield store
+    store.close()
 
 
-async def attempt_like(cloud: Cloud, number: int, **other: object) -> None:
-    """Add an attempt that differs from the first of the store only in this."""
-
-    def change(connection: Connection) -> None:
-        row = dict(connection.execute(select(attempts).order_by(attempts.c.id)).mappings().first() or {})
-        del row["id"]
-        connection.execute(
-            insert(attempts).values(row | {"number": number, "driver_name": f"vd-{number}"} | other)
-        )
-
-    await cloud.plane.store.write(change)
+def attempts_like_the_first(store: Store, *others: dict[str, object]) -> None:
+    """Try to add attempts that differ from the first of the store only in this."""
+    with store.engine.connect() as connection, connection.begin() as transaction:
+        first = connection.execute(select(attempts).order_by(attempts.c.id)).mappings().first()
+        row = {name: value for name, value in (first or {}).items() if name != "id"}
+        for number, other in enumerate(others, 2):
+            new = row | {"number": number, "driver_name": f"vd-{number}"} | other
+            connection.execute(insert(attempts).values(new))
+        transaction.rollback()
 
 
-@pytest.mark.asyncio
-async def test_a_gpu_is_never_held_twice(rented: Cloud) -> None:
+def test_a_gpu_is_never_held_twice(rented: Store) -> None:
     with pytest.raises(IntegrityError, match=r"attempts\.gpu_id"):
-        await attempt_like(rented, 2, port=20500)
+        attempts_like_the_first(rented, {"port": 20500})
 
 
-@pytest.mark.asyncio
-async def test_a_port_on_an_address_is_never_held_twice(rented: Cloud) -> None:
+def test_a_port_on_an_address_is_never_held_twice(rented: Store) -> None:
     with pytest.raises(IntegrityError, match=r"attempts\.bound_address, attempts\.port"):
-        await attempt_like(rented, 2, gpu_id=3)
+        attempts_like_the_first(rented, {"gpu_id": 3})
 
 
-@pytest.mark.asyncio
 @pytest.mark.parametrize(
     "other",
     [
@@ -125,19 +130,17 @@ async def test_a_port_on_an_address_is_never_held_twice(rented: Cloud) -> None:
         pytest.param({"released_at": NOON}, id="released"),
     ],
 )
-async def test_what_differs_may_be_held(rented: Cloud, other: dict[str, object]) -> None:
-    await attempt_like(rented, 2, **other)
+def test_what_differs_may_be_held(rented: Store, other: dict[str, object]) -> None:
+    attempts_like_the_first(rented, other)
 
 
-@pytest.mark.asyncio
-async def test_a_driver_name_is_unique_for_ever(rented: Cloud) -> None:
-    await attempt_like(rented, 2, released_at=NOON)
+def test_a_driver_name_is_unique_for_ever(rented: Store) -> None:
+    again = {"released_at": NOON, "driver_name": "vd-2"}
 
     with pytest.raises(IntegrityError, match=r"attempts\.driver_name"):
-        await attempt_like(rented, 3, released_at=NOON, driver_name="vd-2")
+        attempts_like_the_first(rented, again, again)
 
 
-@pytest.mark.asyncio
 @pytest.mark.parametrize(
     ("table", "values", "constraint"),
     [
@@ -161,11 +164,11 @@ async def test_a_driver_name_is_unique_for_ever(rented: Cloud) -> None:
         pytest.param(gpus, {"type": "none"}, "FOREIGN KEY", id="unknown type"),
     ],
 )
-async def test_states_and_money_keep_within_bounds(
-    rented: Cloud, table: Table, values: dict[str, object], constraint: str
+def test_states_and_money_keep_within_bounds(
+    rented: Store, table: Table, values: dict[str, object], constraint: str
 ) -> None:
     with pytest.raises(IntegrityError, match=constraint):
-        await rented.plane.store.write(lambda connection: connection.execute(update(table).values(values)))
+        rented.change(lambda connection: connection.execute(update(table).values(values)))
 
 
 # Time and money

@@ -272,22 +272,31 @@ def record_machines(
     """Write what an inventory showed. New cards appear unlisted; missing ones are no longer present."""
     known = select(machines.c.name, machines.c.id).where(machines.c.cluster_id == cluster_id)
     ids = dict(iter(connection.execute(known)))
-    present: set[str] = set()
+    cards = {
+        card.uuid: card
+        for card in connection.execute(
+            select(gpus.c.uuid, gpus.c.id, gpus.c.machine_id, gpus.c.present)
+            .join_from(gpus, machines, gpus.c.machine_id == machines.c.id)
+            .where(machines.c.cluster_id == cluster_id)
+        )
+    }
+    # What did not change is not written: a cluster of thousands of cards comes and goes as a whole.
+    changed: dict[bool, list[int]] = {True: [], False: []}
     for machine in seen:
-        machine_id = _record_machine(connection, now, cluster_id, ids.get(machine.name), machine)
+        machine_id = _record_machine(connection, now, cluster_id, ids.pop(machine.name, None), machine)
         for card in machine.gpus:
-            _record_gpu(connection, machine_id, card, online=machine.online)
-            present.add(card.uuid)
-    missing = {machine_id for name, machine_id in ids.items() if name not in {m.name for m in seen}}
-    if missing:
-        connection.execute(update(machines).where(machines.c.id.in_(missing)).values(online=False))
-    here = select(machines.c.id).where(machines.c.cluster_id == cluster_id)
-    gone = connection.execute(
-        select(gpus.c.id, gpus.c.uuid).where(gpus.c.machine_id.in_(here), gpus.c.present)
-    ).all()
-    lost = [gpu_id for gpu_id, uuid in gone if uuid not in present]
-    if lost:
-        connection.execute(update(gpus).where(gpus.c.id.in_(lost)).values(present=False))
+            was = cards.pop(card.uuid, None)
+            if was is None or was.machine_id != machine_id:
+                _record_gpu(connection, machine_id, card, online=machine.online)
+            elif was.present != machine.online:
+                changed[machine.online].append(was.id)
+    changed[False] += [card.id for card in cards.values() if card.present]
+    for present, gpu_ids in changed.items():
+        for first in range(0, len(gpu_ids), 1000):
+            some = gpus.c.id.in_(gpu_ids[first : first + 1000])
+            connection.execute(update(gpus).where(some).values(present=present))
+    if ids:
+        connection.execute(update(machines).where(machines.c.id.in_(ids.values())).values(online=False))
 
 
 def _record_machine(
@@ -369,7 +378,7 @@ def keep_orphans(
             )
         connection.execute(
             update(gpus)
-            .where(gpus.c.uuid.in_(cards.split()), gpus.c.free)
+            .where(gpus.c.uuid.in_(cards.split()))
             .values(suspect=True, suspect_why=f"held by {name}, which this store does not know")
         )
     return sorted(names - known)

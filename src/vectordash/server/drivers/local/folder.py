@@ -71,7 +71,7 @@ class Place:
         self._given = path / "given"
         self._alive = path / "alive"
 
-    def make(self, spec: Spec, owner: int | None) -> None:
+    def make(self, owner: int | None) -> None:
         """Make the folder, whole or not at all; `owner` is who gets the home, if not we."""
         if self.path.exists():
             return
@@ -82,10 +82,14 @@ class Place:
         (new / self.home.name).chmod(0o750)
         if owner is not None:
             os.chown(new / self.home.name, owner, owner)
-        given = {"gpus": spec.gpus, "port": spec.port}
-        (new / self._given.name).write_text(json.dumps(given), encoding="utf-8")
         (new / self._alive.name).touch(mode=0o600)
         new.rename(self.path)
+
+    def give(self, spec: Spec) -> None:
+        """Write which cards and port it is given now; another start may be given another port."""
+        new = self._given.with_suffix(".new")
+        new.write_text(json.dumps({"gpus": spec.gpus, "port": spec.port}), encoding="utf-8")
+        new.replace(self._given)
 
     def look(self) -> SeenInstance | None:
         """Look at the instance; None if it has no folder."""

@@ -51,7 +51,7 @@ def launch(
     spec: Spec, place: Place, cards: Sequence[Card], sandbox: Sandbox | NoSandbox, mark: str
 ) -> Launch | None:
     """Start the program of an instance; None if it runs already."""
-    place.make(spec, sandbox.owner if isinstance(sandbox, Sandbox) else None)
+    place.make(sandbox.owner if isinstance(sandbox, Sandbox) else None)
     if not place.home.is_dir():
         raise StartFailed("its disk is gone")
     if place.running() or (alive := place.take()) is None:
@@ -61,6 +61,7 @@ def launch(
         # Without a sandbox, what its renter ran may have outlived the program itself.
         processes.kill(mark)
         listener = stack.enter_context(_listen(spec))
+        place.give(spec)
         answer, word = os.pipe()
         stack.callback(os.close, word)
         start = _Start(spec, place, cards, sandbox, mark)

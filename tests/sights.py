@@ -1,5 +1,6 @@
 """What tests of the reconciler look at in the store, and the invariants that hold in any state at rest."""
 
+import asyncio
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, select, update
 
 from vectordash.server.db.session import Store
-from vectordash.server.drivers.fake import FakeDriver
+from vectordash.server.drivers.fake import Call, FakeDriver
 from vectordash.server.instances.tables import attempts, instances
 from vectordash.server.machines.tables import clusters, gpus, orphans
 
@@ -53,6 +54,13 @@ def narrow_ports(connection: Connection, only: int) -> None:
     connection.execute(update(clusters).values(first_port=only, last_port=only))
 
 
+async def reach(driver: FakeDriver, call: Call, times: int = 1) -> None:
+    """Wait until the reconciler, at work in another task, comes to this call."""
+    async with asyncio.timeout(5):
+        while driver.calls[call] < times:
+            await asyncio.sleep(0)
+
+
 def demand_order(store: Store, driver: FakeDriver) -> None:
     """Nothing is held that does not exist, and nothing exists that is not held. True in any state at rest."""
     held = [one for one in store.ask(attempts_of) if one.released_at is None]
@@ -74,7 +82,8 @@ def demand_order(store: Store, driver: FakeDriver) -> None:
     assert sorted((one.instance, one.number) for one in held) == sorted(map(tuple, live))
     assert {gpu_id for gpu_id, is_free in free.items() if not is_free} == {one.gpu_id for one in held}
     assert len({one.gpu_id for one in held}) == len(held)
-    assert len({one.port for one in held}) == len(held)
+    specs = [one.spec for one in driver.there.values()]
+    assert len({(spec.machine, spec.address, spec.port) for spec in specs}) == len(held)
     assert sorted(pems) == sorted(key for key, _ in live)
     for one in held:
         assert driver.there[one.driver_name].running
