@@ -24,7 +24,7 @@ from vectordash.server.accounts import service as accounts
 from vectordash.server.app import ControlPlane
 from vectordash.server.drivers.base import SeenMachine
 from vectordash.server.drivers.fake import FakeDriver, simple_machine
-from vectordash.server.instances import progress
+from vectordash.server.instances import leases
 from vectordash.server.instances import store as instances
 from vectordash.server.instances.keys import KeyPair, make_pair, seal_pair
 from vectordash.server.machines import store as machines
@@ -187,7 +187,7 @@ class Cloud:
         """Let everybody be worked on who is due now, once."""
         store, vault = self.plane.store, self.plane.reconciler.vault
         around = Surroundings(store, self.clock, vault, {self.cluster.id: self.cluster})
-        for key in await store.read(progress.due, self.clock(), 1000):
+        for key in await store.read(leases.due, self.clock(), 1000):
             await work_on(around, key)
             self.plane.reconciler.waiters.tell(key)
 
@@ -195,7 +195,7 @@ class Cloud:
         """Let passes and work alternate until nothing is due now."""
         for _ in range(20):
             await self.look()
-            if not await self.plane.store.read(progress.due, self.clock(), 1):
+            if not await self.plane.store.read(leases.due, self.clock(), 1):
                 return
             await self.work()
         raise AssertionError("the reconciler does not come to rest")

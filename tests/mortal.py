@@ -6,7 +6,6 @@ right after the first. At its appointed moment it raises `Killed`, which nothing
 and the cluster live on; the rest is made anew.
 """
 
-import itertools
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from vectordash.server import app
 from vectordash.server.accounts.service import Accounts
 from vectordash.server.db.session import Store
 from vectordash.server.drivers.fake import FakeDriver, simple_machine
-from vectordash.server.instances import progress
+from vectordash.server.instances import leases
 from vectordash.server.instances.service import Instances
 from vectordash.server.instances.waiting import Waiters
 from vectordash.server.reconciler.instance import Cluster, Surroundings, work_on
@@ -86,11 +85,39 @@ class MortalDriver:
 
 
 @dataclass
+class World:
+    """What outlives a process: a data folder, with two 1080 ti on offer and keys in stock, and a token.
+
+    The store's object outlives it too, without its connections: a new one would translate every statement
+    anew, which takes ten times as long as a whole story.
+    """
+
+    made: Path
+    """The folder as it was made; each story begins with a copy."""
+    token: str
+
+    def __post_init__(self) -> None:
+        self.settings = Settings(data=self.made.with_name("data"), key_stock=0)
+        self.store = MortalStore(self.settings.database, readers=1)
+
+    def anew(self) -> "World":
+        """Begin from the start."""
+        self.hang_up()
+        shutil.rmtree(self.settings.data, ignore_errors=True)
+        shutil.copytree(self.made, self.settings.data)
+        return self
+
+    def hang_up(self) -> None:
+        """Let go of the connections, as a dead process does."""
+        self.store._writer.dispose()
+        self.store._reader.dispose()
+
+
+@dataclass
 class Process:
     """One life of a control plane's process."""
 
-    settings: Settings
-    token: str
+    world: World
     clock: HandClock
     driver: FakeDriver
     fate: Fate = field(default_factory=Fate)
@@ -98,18 +125,19 @@ class Process:
     """No other process may use the store, so its leases are a dead one's."""
 
     def __post_init__(self) -> None:
-        self.store = MortalStore(self.settings.database, readers=1)
+        settings = self.world.settings
+        self.store = self.world.store
         self.store.fate = self.fate
-        vault = app.open_vault(self.settings, self.store)
+        vault = app.open_vault(settings, self.store)
         if self.alone:
-            self.store.change(progress.break_leases)
-        cluster = Cluster(1, "fake", self.driver.name, MortalDriver(self.driver, self.fate))  # type: ignore[arg-type]
+            self.store.change(leases.break_leases)
+        driver: Any = MortalDriver(self.driver, self.fate)
+        cluster = Cluster(1, "fake", self.driver.name, driver)
         self.around = Surroundings(self.store, self.clock, vault, {1: cluster})
-        self._watch = Watch(self.store, self.clock, cluster, self.settings.grace, 30.0)
-        accounts = Accounts(self.store, self.clock, self.settings.payments)
-        self.accounts = accounts
+        self._watch = Watch(self.store, self.clock, cluster, settings.grace, 30.0)
+        self.accounts = Accounts(self.store, self.clock, settings.payments)
         self.instances = Instances(
-            self.store, self.clock, self.settings, vault, accounts, Waiters(self.store), lambda: None
+            self.store, self.clock, settings, vault, self.accounts, Waiters(self.store), lambda: None
         )
 
     async def settle(self) -> None:
@@ -123,8 +151,8 @@ class Process:
     async def _settle(self) -> None:
         for _ in range(40):
             await self._watch.look()
-            due = await self.store.read(progress.due, self.clock(), 100)
-            if not due and (next_due := await self.store.read(progress.next_due)) is None:
+            due = await self.store.read(leases.due, self.clock(), 100)
+            if not due and (next_due := await self.store.read(leases.next_due)) is None:
                 return
             for key in due:
                 await work_on(self.around, key)
@@ -143,45 +171,30 @@ class Process:
     def close(self) -> None:
         """Let go of what a dead process does not hold either."""
         self.instances.close()
-        self.store.close()
-
-
-@dataclass
-class Template:
-    """A data folder to copy, with two 1080 ti on offer and keys in stock."""
-
-    folder: Path
-    token: str
-    _copies: Any = field(default_factory=itertools.count)
-
-    def copy(self) -> Settings:
-        """Give the settings of a copy of its own."""
-        copy = self.folder.with_name(f"copy{next(self._copies)}")
-        shutil.copytree(self.folder, copy)
-        return Settings(data=copy, key_stock=0)
+        self.world.hang_up()
 
 
 def new_cluster() -> FakeDriver:
-    """Make the cluster that the template knows."""
+    """Make the cluster that the world's store knows."""
     return FakeDriver([simple_machine("m1", *["NVIDIA GeForce GTX 1080 Ti"] * 2)])
 
 
-async def make_template(folder: Path) -> Template:
+async def make_world(folder: Path) -> World:
     """Make the data folder that all begin with."""
     cloud = await open_cloud(folder, *new_cluster().inventory)
     await cloud.stock_keys(8)
     await cloud.plane.close()
-    return Template(folder, cloud.token)
+    return World(folder, cloud.token)
 
 
 async def rent(process: Process) -> str:
     """Rent a 1080 ti; gives the key."""
-    caller = await process.accounts.recognise(process.token)
+    caller = await process.accounts.recognise(process.world.token)
     made, _ = await process.instances.rent(caller, NewInstance(name="one", gpu="1080 ti"))
     return made.key
 
 
 async def delete(process: Process, key: str) -> None:
     """End it."""
-    caller = await process.accounts.recognise(process.token)
+    caller = await process.accounts.recognise(process.world.token)
     await process.instances.delete(caller, key)

@@ -8,6 +8,7 @@ from sqlalchemy import Connection, select
 
 from operating import Operator, Ran
 from vectordash.server.audit import audit
+from vectordash.server.machines import offers
 from vectordash.server.machines import store as machines
 from vectordash.server.machines.tables import clusters, gpus
 
@@ -20,7 +21,7 @@ def offered(operator: Operator, type_: str = "1080 ti") -> int | None:
     """Which GPU would be rented now?"""
     now = operator.clock()
     with operator.store() as store:
-        found = store.ask(machines.best_offer, type_, now, at_least_until=now + timedelta(hours=1))
+        found = store.ask(offers.best_offer, type_, now, at_least_until=now + timedelta(hours=1))
     return None if found is None else found.gpu_id
 
 

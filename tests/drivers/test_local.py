@@ -357,11 +357,11 @@ async def test_what_a_renter_detached_ends_with_the_instance(
     free = ">/dev/null 2>&1 </dev/null &"
     left = f"env -i setsid sh -c 'sleep 63 & sleep 64' {free} nohup sleep 65 {free}"
     assert await ssh(ssh_config(spec), left) == (0, "")
+    await eventually(lambda: len(family(driver, spec.name)) >= 4)
     before = family(driver, spec.name)
 
     await driver.remove(spec.name)
 
-    assert len(before) >= 4
     assert not any(alive(pid) for pid in before)
 
 

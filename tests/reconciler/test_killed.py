@@ -6,14 +6,14 @@ a new process taking over there. The API's own part of a story is not what dies 
 
 import asyncio
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from cloud import HandClock
-from mortal import Fate, Killed, Process, Template, delete, make_template, new_cluster, rent
+from mortal import Fate, Killed, Process, World, delete, make_world, new_cluster, rent
 from sights import attempts_of, demand_order, row_of
 from vectordash.server.drivers.base import StartFailed, Unreachable
 from vectordash.server.drivers.fake import FakeDriver, Fault
@@ -74,12 +74,13 @@ STORIES = {
 }
 
 
-async def tell(story: Story, template: Template, fate: Fate, *, alone: bool = True) -> tuple[Any, ...]:
+async def tell(story: Story, world: World, fate: Fate, *, alone: bool = True) -> tuple[Any, ...]:
     """Tell a story; a new process takes over where one dies. Gives how it ends."""
-    clock, cluster, settings = HandClock(), new_cluster(), template.copy()
+    clock, cluster = HandClock(), new_cluster()
+    world.anew()
 
     def begin(its_fate: Fate) -> Process:
-        return Process(settings, template.token, clock, cluster, its_fate, alone)
+        return Process(world, clock, cluster, its_fate, alone)
 
     process = begin(fate)
     key = await rent(process)
@@ -109,16 +110,18 @@ async def tell(story: Story, template: Template, fate: Fate, *, alone: bool = Tr
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """Make what all stories begin with."""
-    return asyncio.run(make_template(tmp_path_factory.mktemp("killed") / "template"))
+    made = asyncio.run(make_world(tmp_path_factory.mktemp("world") / "made"))
+    yield made
+    made.store.close()
 
 
 @pytest.mark.parametrize("name", STORIES)
-def test_without_a_death_a_story_ends_as_it_should(template: Template, name: str) -> None:
+def test_without_a_death_a_story_ends_as_it_should(world: World, name: str) -> None:
     fate = Fate()
 
-    end = asyncio.run(tell(STORIES[name], template, fate))
+    end = asyncio.run(tell(STORIES[name], world, fate))
 
     assert end == STORIES[name].end
     assert len(fate.passed) == STORIES[name].moments, "every moment must have its turn below"
@@ -127,20 +130,18 @@ def test_without_a_death_a_story_ends_as_it_should(template: Template, name: str
 @pytest.mark.parametrize(
     ("name", "moment"), [(name, at + 1) for name, story in STORIES.items() for at in range(story.moments)]
 )
-def test_killed_at_any_moment_it_ends_the_same(template: Template, name: str, moment: int) -> None:
+def test_killed_at_any_moment_it_ends_the_same(world: World, name: str, moment: int) -> None:
     fate = Fate(at=moment)
 
-    end = asyncio.run(tell(STORIES[name], template, fate))
+    end = asyncio.run(tell(STORIES[name], world, fate))
 
     assert len(fate.passed) == moment, "it died there"
     assert end == STORIES[name].end
 
 
 @pytest.mark.parametrize("moment", range(1, STORIES["life"].moments + 1))
-def test_another_process_takes_over_when_the_lease_of_the_dead_one_is_over(
-    template: Template, moment: int
-) -> None:
+def test_another_process_takes_over_when_the_lease_of_the_dead_one_is_over(world: World, moment: int) -> None:
     """Its start may be given up meanwhile, for it took too long; but everything is in order."""
-    reason, error, *_, left = asyncio.run(tell(STORIES["life"], template, Fate(at=moment), alone=False))
+    reason, error, *_, left = asyncio.run(tell(STORIES["life"], world, Fate(at=moment), alone=False))
 
     assert (reason, error, left) == ("deleted", False, 0)

@@ -14,7 +14,7 @@ from cloud import NOON, Cloud
 from sights import attempts_of, demand_order, reach, row_of
 from vectordash.server.db.session import Store
 from vectordash.server.drivers.fake import Fault
-from vectordash.server.instances import progress
+from vectordash.server.instances import leases, outcomes, sightings
 from vectordash.server.instances import store as instances
 from vectordash.server.reconciler.instance import Surroundings, work_on
 from vectordash.wire.errors import Unavailable
@@ -22,6 +22,9 @@ from vectordash.wire.errors import Unavailable
 pytestmark = pytest.mark.asyncio
 
 LATER = NOON + timedelta(seconds=90)
+
+
+BUSY = outcomes.Failure("busy", transient=True)
 
 
 def around(cloud: Cloud, store: Any = None) -> Surroundings:
@@ -62,15 +65,15 @@ async def test_a_lease_is_given_for_what_is_due_and_not_before(cloud: Cloud) -> 
     store = cloud.plane.store
     early = NOON - timedelta(microseconds=1)
 
-    assert await store.write(progress.lease, key, early, LATER, {}) is None
-    work = await store.write(progress.lease, key, NOON, LATER, {})
+    assert await store.write(leases.lease, key, early, LATER, {}) is None
+    work = await store.write(leases.lease, key, NOON, LATER, {})
     assert work is not None
-    assert await store.write(progress.lease, key, LATER - timedelta(seconds=1), LATER, {}) is None
-    assert await store.read(progress.due, LATER - timedelta(seconds=1), 10) == []
-    assert await store.read(progress.next_due) == LATER
-    assert await store.read(progress.due, LATER, 10) == [key]
-    await store.write(progress.finish, work, None, NOON, came_to=True)
-    assert await store.write(progress.lease, key, LATER, LATER, {}) is None
+    assert await store.write(leases.lease, key, LATER - timedelta(seconds=1), LATER, {}) is None
+    assert await store.read(leases.due, LATER - timedelta(seconds=1), 10) == []
+    assert await store.read(leases.next_due) == LATER
+    assert await store.read(leases.due, LATER, 10) == [key]
+    await store.write(leases.finish, work, None, NOON, came_to=True)
+    assert await store.write(leases.lease, key, LATER, LATER, {}) is None
 
 
 async def test_a_worker_that_was_overtaken_writes_nothing(cloud: Cloud) -> None:
@@ -93,15 +96,15 @@ async def test_a_worker_that_was_overtaken_writes_nothing(cloud: Cloud) -> None:
     demand_order(cloud.plane.store, cloud.driver)
 
 
-RECORDS: dict[str, Callable[[Connection, Any, progress.Work, progress.Attempt], object]] = {
-    "activate": lambda c, _, work, one: progress.activate(c, work, one, LATER),
-    "recover": lambda c, _, work, one: progress.recover(c, work, one, LATER, "It is back"),
-    "restart_failed": lambda c, _, work, one: progress.restart_failed(c, work, one, "why", LATER),
-    "lose": lambda c, _, work, one: progress.lose(c, work, one, "why", LATER),
-    "fail": lambda c, v, work, one: progress.fail(c, v, work, one, "why", LATER, transient=True),
-    "move_port": lambda c, v, work, one: progress.move_port(c, v, work, one, LATER),
-    "release": lambda c, v, work, one: progress.release(c, v, work, one, LATER),
-    "finish": lambda c, _, work, __: progress.finish(c, work, None, LATER, came_to=True),
+RECORDS: dict[str, Callable[[Connection, Any, leases.Work, leases.Attempt], object]] = {
+    "activate": lambda c, _, work, one: outcomes.activate(c, work, one, LATER),
+    "recover": lambda c, _, work, one: outcomes.recover(c, work, one, LATER, "It is back"),
+    "restart_failed": lambda c, _, work, one: outcomes.restart_failed(c, work, one, "why", LATER),
+    "lose": lambda c, _, work, one: outcomes.lose(c, work, one, "why", LATER),
+    "fail": lambda c, v, work, one: outcomes.fail(c, v, work, one, BUSY, LATER),
+    "move_port": lambda c, v, work, one: outcomes.move_port(c, v, work, one, LATER),
+    "release": lambda c, v, work, one: outcomes.release(c, v, work, one, LATER),
+    "finish": lambda c, _, work, __: leases.finish(c, work, None, LATER, came_to=True),
 }
 
 
@@ -109,7 +112,7 @@ RECORDS: dict[str, Callable[[Connection, Any, progress.Work, progress.Attempt], 
 async def test_without_the_lease_nothing_is_recorded(cloud: Cloud, record: str) -> None:
     key = (await cloud.rent())["key"]
     store, vault = cloud.plane.store, cloud.plane.reconciler.vault
-    work = await store.write(progress.lease, key, NOON, LATER, {cloud.cluster.id: LATER})
+    work = await store.write(leases.lease, key, NOON, LATER, {cloud.cluster.id: LATER})
     assert work is not None
     overtaken = replace(work, version=work.version - 1)
 
@@ -121,30 +124,30 @@ async def test_without_the_lease_nothing_is_recorded(cloud: Cloud, record: str) 
     await store.write(RECORDS[record], vault, overtaken, work.attempts[0])
 
     assert await store.read(everything) == before
-    assert await store.write(progress.reload, overtaken, {}) is None
+    assert await store.write(leases.reload, overtaken, {}) is None
 
 
 async def test_a_wish_during_a_lease_is_not_lost_though_the_clock_stands_still(cloud: Cloud) -> None:
     key = (await cloud.rent())["key"]
     store = cloud.plane.store
-    work = await store.write(progress.lease, key, NOON, LATER, {})
+    work = await store.write(leases.lease, key, NOON, LATER, {})
     assert work is not None
 
     await cloud.call("DELETE", f"/api/instances/{key}")
-    await store.write(progress.finish, work, None, NOON, came_to=True)
+    await store.write(leases.finish, work, None, NOON, came_to=True)
 
-    assert await store.read(progress.due, NOON, 10) == [key]
+    assert await store.read(leases.due, NOON, 10) == [key]
 
 
 async def test_an_activation_does_not_swallow_a_wish(cloud: Cloud) -> None:
     """Reported out of sight by a pass in the very moment of its activation: it is looked at again."""
     key = (await cloud.rent())["key"]
     store = cloud.plane.store
-    work = await store.write(progress.lease, key, NOON, LATER, {})
+    work = await store.write(leases.lease, key, NOON, LATER, {})
     assert work is not None
-    await store.write(progress.nudge, [key], NOON)
+    await store.write(sightings.nudge, [key], NOON)
 
-    assert await store.write(progress.activate, work, work.attempts[0], NOON)
+    assert await store.write(outcomes.activate, work, work.attempts[0], NOON)
 
     row = await store.read(row_of, key)
     assert (row.active_at, row.lease_until, row.due_at) == (NOON, None, NOON)
@@ -157,14 +160,14 @@ async def test_a_gpu_that_was_to_be_tried_again_is_not_if_its_instance_ends_befo
     await cloud.change_listing(2, listed=False)
     key = (await cloud.rent())["key"]
     store, vault = cloud.plane.store, cloud.plane.reconciler.vault
-    work = await store.write(progress.lease, key, NOON, LATER, {})
+    work = await store.write(leases.lease, key, NOON, LATER, {})
     assert work is not None
-    await store.write(progress.fail, vault, work, work.attempts[0], "busy", NOON, transient=True)
-    work = await store.write(progress.reload, work, {})
+    await store.write(outcomes.fail, vault, work, work.attempts[0], BUSY, NOON)
+    work = await store.write(leases.reload, work, {})
     assert work is not None
     await cloud.call("DELETE", f"/api/instances/{key}")
 
-    assert await store.write(progress.release, vault, work, work.attempts[0], NOON)
+    assert await store.write(outcomes.release, vault, work, work.attempts[0], NOON)
 
     assert len(await store.read(attempts_of, key)) == 1
     await cloud.settle()
@@ -235,15 +238,15 @@ async def test_no_call_is_begun_that_its_lease_would_not_cover(cloud: Cloud) -> 
 async def test_the_leases_of_a_dead_server_end_when_the_next_one_starts(cloud: Cloud) -> None:
     key = (await cloud.rent())["key"]
     store = cloud.plane.store
-    await store.write(progress.lease, key, NOON, LATER, {})
-    assert await store.read(progress.due, NOON, 10) == []
+    await store.write(leases.lease, key, NOON, LATER, {})
+    assert await store.read(leases.due, NOON, 10) == []
 
-    await store.write(progress.break_leases)
+    await store.write(leases.break_leases)
 
-    assert await store.read(progress.due, NOON, 10) == [key]
+    assert await store.read(leases.due, NOON, 10) == [key]
 
 
-async def test_a_cancelled_worker_leaves_a_lease_and_what_it_did(cloud: Cloud) -> None:
+async def test_a_cancelled_worker_gives_its_lease_back_and_leaves_what_it_did(cloud: Cloud) -> None:
     cloud.driver.faults = [Fault("login", delay=float("inf"))]
     key = (await cloud.rent())["key"]
     working = asyncio.create_task(work_on(around(cloud), key))
@@ -252,8 +255,7 @@ async def test_a_cancelled_worker_leaves_a_lease_and_what_it_did(cloud: Cloud) -
     working.cancel()
     await asyncio.gather(working, return_exceptions=True)
 
-    assert (await cloud.plane.store.read(row_of, key)).lease_until is not None
-    await cloud.plane.store.write(progress.break_leases)
+    assert (await cloud.plane.store.read(row_of, key)).lease_until is None
     await cloud.settle()
     assert (await cloud.show(key))["status"] == "active"
     demand_order(cloud.plane.store, cloud.driver)

@@ -12,7 +12,7 @@ from sights import attempts_of, demand_order, reach
 from vectordash.server.db.session import Store
 from vectordash.server.drivers.base import Unreachable
 from vectordash.server.drivers.fake import FakeDriver, Fault, simple_machine
-from vectordash.server.instances import progress
+from vectordash.server.instances import leases
 
 pytestmark = pytest.mark.asyncio
 
@@ -86,7 +86,7 @@ async def test_stopped_in_the_middle_and_started_again_it_goes_on(new_cloud: New
         keys = await rent_all(cloud)
         await reach(cloud.driver, "login", MANY // 2)
     cloud.driver.faults.clear()
-    await cloud.plane.store.write(progress.break_leases)
+    await cloud.plane.store.write(leases.break_leases)
 
     async with running(cloud):
         assert await wait_for(cloud, keys) == {"active"}
@@ -156,7 +156,7 @@ class Forgetful:
 
     async def read(self, question: Callable[..., Any], *args: Any) -> Any:
         """See `Store`."""
-        if question is progress.due and self.failures:
+        if question is leases.due and self.failures:
             self.failures -= 1
             raise RuntimeError("nobody foresaw this")
         return await self.store.read(question, *args)

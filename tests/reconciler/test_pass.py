@@ -2,14 +2,14 @@
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from cloud import NOON, Cloud, HandClock
-from mortal import Process, Template, make_template, new_cluster, rent
+from mortal import Process, World, make_world, new_cluster, rent
 from sights import demand_order, gpu, orphan_names, row_of
 from vectordash.server.drivers.base import DriverError, SeenGpu, SeenInstance, Spec
 from vectordash.server.drivers.fake import FakeDriver, FakeInstance, Fault
@@ -242,14 +242,16 @@ async def test_an_instance_deleted_and_removed_during_a_pass_is_neither_missing_
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
-    """Make a data folder to begin with."""
-    return asyncio.run(make_template(tmp_path_factory.mktemp("first") / "template"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Make what all stories begin with."""
+    made = asyncio.run(make_world(tmp_path_factory.mktemp("world") / "made"))
+    yield made
+    made.store.close()
 
 
-async def test_nothing_is_decided_before_a_cluster_was_asked(template: Template) -> None:
-    clock, cluster, settings = HandClock(), new_cluster(), template.copy()
-    process = Process(settings, template.token, clock, cluster)
+async def test_nothing_is_decided_before_a_cluster_was_asked(world: World) -> None:
+    clock, cluster = HandClock(), new_cluster()
+    process = Process(world.anew(), clock, cluster)
     key = await rent(process)
     clock.move(minutes=1)
 
@@ -263,10 +265,10 @@ async def test_nothing_is_decided_before_a_cluster_was_asked(template: Template)
     process.close()
 
 
-async def test_a_grace_that_ended_while_no_server_ran_is_given_anew(template: Template) -> None:
+async def test_a_grace_that_ended_while_no_server_ran_is_given_anew(world: World) -> None:
     """The power is cut: first to the machines, then to the server; the server is the first to be back."""
-    clock, cluster, settings = HandClock(), new_cluster(), template.copy()
-    process = Process(settings, template.token, clock, cluster)
+    clock, cluster = HandClock(), new_cluster()
+    process = Process(world.anew(), clock, cluster)
     key = await rent(process)
     await process.settle()
     cluster.reachable = False
@@ -276,7 +278,7 @@ async def test_a_grace_that_ended_while_no_server_ran_is_given_anew(template: Te
     process.close()
     clock.move(hours=8)
 
-    process = Process(settings, template.token, clock, cluster)
+    process = Process(world, clock, cluster)
     await process.work(key)
     await process.look()
     await process.work(key)
@@ -294,9 +296,9 @@ async def test_a_grace_that_ended_while_no_server_ran_is_given_anew(template: Te
     process.close()
 
 
-async def test_a_grace_that_still_runs_is_not_prolonged_by_a_restart(template: Template) -> None:
-    clock, cluster, settings = HandClock(), new_cluster(), template.copy()
-    process = Process(settings, template.token, clock, cluster)
+async def test_a_grace_that_still_runs_is_not_prolonged_by_a_restart(world: World) -> None:
+    clock, cluster = HandClock(), new_cluster()
+    process = Process(world.anew(), clock, cluster)
     key = await rent(process)
     await process.settle()
     cluster.reachable = False
@@ -306,7 +308,7 @@ async def test_a_grace_that_still_runs_is_not_prolonged_by_a_restart(template: T
     for _ in range(3):
         process.close()
         clock.move(minutes=3)
-        process = Process(settings, template.token, clock, cluster)
+        process = Process(world, clock, cluster)
         await process.look()
         await process.work(key)
 
@@ -318,17 +320,17 @@ async def test_a_grace_that_still_runs_is_not_prolonged_by_a_restart(template: T
 
 
 async def test_the_time_that_the_server_was_down_is_charged_only_if_the_instance_survived(
-    template: Template,
+    world: World,
 ) -> None:
-    clock, cluster, settings = HandClock(), new_cluster(), template.copy()
-    process = Process(settings, template.token, clock, cluster)
+    clock, cluster = HandClock(), new_cluster()
+    process = Process(world.anew(), clock, cluster)
     key = await rent(process)
     await process.settle()
     process.close()
     clock.move(hours=8)
     cluster.vanish(next(iter(cluster.there)))
 
-    process = Process(settings, template.token, clock, cluster)
+    process = Process(world, clock, cluster)
     await process.settle()
 
     assert process.store.ask(row_of, key).ended_at == NOON

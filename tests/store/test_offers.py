@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import Connection, event
 
 from cloud import NOON, Cloud
-from vectordash.server.instances import progress
-from vectordash.server.machines import store as machines
+from vectordash.server.instances import leases
+from vectordash.server.machines import offers
 
 pytestmark = pytest.mark.asyncio
 
@@ -40,7 +40,7 @@ async def test_the_best_offer_is_one_seek(
     cloud: Cloud, cheapest: bool, index: str, without: tuple[int, ...]
 ) -> None:
     def question(connection: Connection) -> object:
-        return machines.best_offer(
+        return offers.best_offer(
             connection, "1080 ti", NOON, at_least_until=SOON, cheapest=cheapest, without=without
         )
 
@@ -51,7 +51,7 @@ async def test_the_best_offer_is_one_seek(
 
 async def test_the_list_of_offers_is_one_seek_a_type(cloud: Cloud) -> None:
     steps = await cloud.plane.store.read(
-        functools.partial(plan, lambda connection: machines.offers(connection, NOON, SOON))
+        functools.partial(plan, lambda connection: offers.free_types(connection, NOON, SOON))
     )
 
     on_gpus = [step for step in steps if "gpus" in step or "offered" in step]
@@ -62,7 +62,7 @@ async def test_the_list_of_offers_is_one_seek_a_type(cloud: Cloud) -> None:
 
 async def test_who_is_due_is_read_from_an_index(cloud: Cloud) -> None:
     steps = await cloud.plane.store.read(
-        functools.partial(plan, lambda connection: progress.due(connection, NOON, 10))
+        functools.partial(plan, lambda connection: leases.due(connection, NOON, 10))
     )
 
     assert steps == ["SEARCH instances USING INDEX ix_instances_due (due_at<?)"]

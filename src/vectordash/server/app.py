@@ -23,8 +23,8 @@ from vectordash.server.db.base import metadata
 from vectordash.server.db.migrate import upgrade
 from vectordash.server.db.session import Store
 from vectordash.server.drivers.base import Driver
-from vectordash.server.instances.keys import Stock
 from vectordash.server.instances.service import Instances
+from vectordash.server.instances.stock import Stock
 from vectordash.server.instances.waiting import Waiters
 from vectordash.server.machines import store as machines
 from vectordash.server.reconciler.instance import Cluster

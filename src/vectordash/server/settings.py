@@ -11,9 +11,12 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 import msgspec
 from msgspec import Meta, Struct
+
+from vectordash.server.trouble import Trouble
 
 Count = Annotated[int, Meta(ge=0, le=1_000_000)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
@@ -23,7 +26,7 @@ _NOT_OURS = frozenset({"CONFIG", "BASE_URL", "TOKEN", "GPU", "INSTANCE"})
 """Names in the environment that are no settings: the clients', and an instance's mark of itself."""
 
 
-class SettingsError(Exception):
+class SettingsError(Trouble):
     """A setting is wrong; the message says which, why, and what it may be."""
 
 
@@ -78,8 +81,14 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def database(self) -> str:
-        """SQLAlchemy's URL of the store."""
-        return f"sqlite:///{self.data / 'store.db'}"
+        """SQLAlchemy's URL of the store; a folder's name may hold what means something in a URL."""
+        return f"sqlite:///{quote(str(self.data / 'store.db'))}"
+
+    @property
+    def base_url(self) -> str:
+        """Where the API is found."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
 
     @property
     def loopback(self) -> bool:

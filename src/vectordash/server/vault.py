@@ -13,11 +13,13 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from vectordash.server.trouble import Trouble
+
 _ID = 8
 _NONCE = 12
 
 
-class VaultError(Exception):
+class VaultError(Trouble):
     """The encryption key is missing or wrong; the message says which and what to do."""
 
 

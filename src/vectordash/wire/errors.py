@@ -11,7 +11,7 @@
     ├── Gone 410
     ├── TooManyRequests 429
     ├── InternalError 500
-    ├── Unavailable 503 ── PortsExhausted, Maintenance
+    ├── ServiceUnavailable 503 ── Unavailable (the store), PortsExhausted, Maintenance
     └── GpuUnavailable 504 ── OfferChanged
 
 Services raise them, `server/api/errors.py` alone turns them into answers. `reason` is the stable word for
@@ -233,32 +233,41 @@ class InternalError(Refusal):
     reason = "internal_error"
 
 
-class Unavailable(Refusal):
-    """The store of this cloud cannot be reached or is too busy ({why}). Nothing was changed; try again in a
-    few seconds. Instances that run are not affected."""
+class ServiceUnavailable(Refusal):
+    """This cloud cannot serve now. Try again in a few seconds."""
 
     code = 503
     name = "Service Unavailable"
+    reason = "unavailable"
+
+
+class Unavailable(ServiceUnavailable):
+    """The store of this cloud cannot be reached or is too busy ({why}). Nothing was changed; try again in a
+    few seconds. Instances that run are not affected."""
+
     reason = "store_unavailable"
 
     def __init__(self, why: str, retry_after: int = 2) -> None:
         super().__init__(retry_after=retry_after, why=why)
 
 
-class PortsExhausted(Unavailable):
-    """Every SSH port of the machine that has a free GPU is taken ({why}). Nothing was rented; try again
+class PortsExhausted(ServiceUnavailable):
+    """Every SSH port of the machine that has a free GPU is taken ({ports}). Nothing was rented; try again
     when an instance has ended, or ask the operator for a larger range."""
 
     reason = "ports_exhausted"
 
+    def __init__(self, ports: str) -> None:
+        super().__init__(retry_after=60, ports=ports)
 
-class Maintenance(Unavailable):
+
+class Maintenance(ServiceUnavailable):
     """This cloud is under maintenance. Instances that run are not affected; try again in a minute."""
 
     reason = "maintenance"
 
     def __init__(self) -> None:
-        super().__init__("maintenance", retry_after=60)
+        super().__init__(retry_after=60)
 
 
 class GpuUnavailable(Refusal):

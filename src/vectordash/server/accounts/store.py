@@ -93,6 +93,11 @@ def caller(connection: Connection, token_hash: str, now: datetime, never: dateti
     return Caller(user_id, email, token_id, cast("Scope", scope), confirmed, paid, vetted, Limits(*limits))
 
 
+def lock_user(connection: Connection, user_id: int) -> None:
+    """Keep every other transaction that does the same waiting until this one ends."""
+    connection.execute(select(users.c.id).where(users.c.id == user_id).with_for_update())
+
+
 def wallets_of(connection: Connection, user_id: int) -> dict[str, str]:
     """Which addresses has the user added, by currency?"""
     query = select(wallets.c.currency, wallets.c.address).where(wallets.c.user_id == user_id)

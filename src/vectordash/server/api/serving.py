@@ -14,13 +14,14 @@ from granian.server.embed import Server
 
 from vectordash.server.api.middleware import Outermost
 from vectordash.server.settings import Settings
+from vectordash.server.trouble import Trouble
 
 _GRACE = 8.0
 """Seconds that a request in flight has after the signal."""
 _BACKLOG = 2048
 
 
-class PortInUse(Exception):
+class PortInUse(Trouble):
     """Something else listens there; the message says where, and what to do."""
 
 

@@ -40,9 +40,9 @@ def type_for_card(connection: Connection, model: str, vram: int) -> str:
 
 def find_type(connection: Connection, asked: str) -> str:
     """Give the type that a renter means, compared without case. Raises `UnknownGpu`."""
-    found = connection.execute(
-        select(gpu_types.c.name).where(gpu_types.c.lower_name == asked.lower())
-    ).scalar()
+    query = select(gpu_types.c.name).where(gpu_types.c.lower_name == asked.lower())
+    # No name has a NUL, which a database may refuse to look for.
+    found = None if "\0" in asked else connection.execute(query).scalar()
     if found is None:
         query = select(gpu_types.c.name).order_by(gpu_types.c.position)
         raise UnknownGpu(asked, list(connection.execute(query).scalars()))

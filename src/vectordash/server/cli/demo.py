@@ -1,8 +1,8 @@
 """The first start on one's own computer: an account, a token and listed GPUs, ready to be tried.
 
 Only an empty store gets them. `demo.env` in the data folder holds what the README's lines need: where it is
-gone, or its token no longer valid, a new one is made and the old one revoked; where the port has changed, only
-the address is written.
+gone, or its token no longer valid, a new one is made and the old one revoked; where the port has changed,
+only the address is written.
 """
 
 import os
@@ -17,6 +17,7 @@ from vectordash.server.accounts import store as users
 from vectordash.server.accounts.tokens import hash_of
 from vectordash.server.clock import UNLIMITED, Clock
 from vectordash.server.db.session import Store
+from vectordash.server.machines import listing
 from vectordash.server.machines import store as machines
 from vectordash.server.settings import Settings
 
@@ -40,9 +41,8 @@ def prepare(store: Store, clock: Clock, settings: Settings) -> Path | None:
     token = known.get("VECTORDASH_TOKEN", "")
     if store.ask(users.caller, hash_of(token), clock(), UNLIMITED) is None:
         token = store.change(_new_token, clock)
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
     wanted = {
-        "VECTORDASH_BASE_URL": f"http://{host}:{settings.port}",
+        "VECTORDASH_BASE_URL": settings.base_url,
         "VECTORDASH_TOKEN": token,
         "VECTORDASH_GPU": _rentable(store, known.get("VECTORDASH_GPU")),
     }
@@ -56,8 +56,7 @@ def _first_start(connection: Connection, clock: Clock) -> None:
     now = clock()
     accounts.add_user(connection, now, EMAIL)
     for gpu in machines.all_gpus(connection):
-        values = {"listed": True, "price": _PRICES.get(gpu.type, _PRICE)}
-        machines.change_listing(connection, [gpu.id], values)
+        listing.offer(connection, now, [gpu.id], price=_PRICES.get(gpu.type, _PRICE))
 
 
 def _new_token(connection: Connection, clock: Clock) -> str:

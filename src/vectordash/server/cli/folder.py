@@ -12,6 +12,7 @@ import click
 
 from vectordash.server.clock import BootClock, Clock
 from vectordash.server.settings import Settings, load
+from vectordash.server.trouble import Trouble
 
 if TYPE_CHECKING:
     from vectordash.server.db.session import Store
@@ -24,7 +25,7 @@ _PAUSE = 0.05
 """Seconds between two tries to take the lock."""
 
 
-class FolderRefused(Exception):
+class FolderRefused(Trouble):
     """The data folder cannot be used; the message says why and what to do."""
 
 
@@ -127,8 +128,7 @@ def locked(settings: Settings) -> Iterator[None]:
                 "Stop it, or name another folder: vdserver --data FOLDER up"
             )
         file.truncate()
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        file.write(f"process {os.getpid()}, serving http://{host}:{settings.port}\n")
+        file.write(f"process {os.getpid()}, serving {settings.base_url}\n")
         file.flush()
         yield
 

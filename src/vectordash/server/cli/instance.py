@@ -10,11 +10,10 @@ from vectordash.server.cli.arguments import example
 from vectordash.server.cli.folder import clock_of, data_option, opened, settings_of
 from vectordash.server.clock import as_written, how_long
 from vectordash.server.db.session import Store
-from vectordash.server.instances import oversight, progress
+from vectordash.server.instances import oversight
 from vectordash.server.instances.charge import Use, charge
 from vectordash.server.instances.lifecycle import status
-from vectordash.server.instances.oversight import History, Tried
-from vectordash.server.instances.progress import Overview
+from vectordash.server.instances.oversight import History, Overview, Tried
 from vectordash.wire.errors import BadRequest
 
 _SHOWN = 5
@@ -38,7 +37,7 @@ def list_instances(context: click.Context, *, ended: bool, as_json: bool) -> Non
     when it is out of sight, UTC), renter.
     """
     with opened(context) as store:
-        found = store.ask(progress.overview, ended=ended)
+        found = store.ask(oversight.overview, ended=ended)
     if as_json:
         output.give_json([_summary(context, one) for one in found])
         return
@@ -93,7 +92,7 @@ def show(context: click.Context, key: str, *, as_json: bool) -> None:
 
 def _find(store: Store, key_or_name: str) -> Overview:
     """Find the one that is meant: by key, by the name of the only live one, or of the only one at all."""
-    found = store.ask(progress.overview, key_or_name)
+    found = store.ask(oversight.overview, key_or_name)
     for meant in (
         [one for one in found if one.key == key_or_name],
         [one for one in found if one.ended_at is None],

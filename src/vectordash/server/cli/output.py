@@ -18,6 +18,7 @@ import click
 import msgspec
 
 from vectordash.server.clock import UNLIMITED, as_written
+from vectordash.server.trouble import Trouble
 from vectordash.wire.errors import Refusal
 
 DONE = 0
@@ -105,8 +106,7 @@ def explain(error: Exception) -> str | None:
         return _usage(error)
     if isinstance(error, click.ClickException):
         return error.format_message()
-    kind = type(error)
-    if kind.__module__.startswith("vectordash.") and kind.__name__.endswith(("Error", "InUse", "Refused")):
+    if isinstance(error, Trouble):
         return str(error)
     if isinstance(error, OSError):
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"

@@ -17,7 +17,7 @@ from vectordash.server.clock import BootClock
 from vectordash.server.db.session import Store
 from vectordash.server.drivers.local.driver import LocalDriver
 from vectordash.server.drivers.local.sandbox import NoSandbox, Sandbox
-from vectordash.server.instances import progress
+from vectordash.server.instances import leases, oversight
 from vectordash.server.machines.store import all_gpus
 from vectordash.server.settings import Settings
 from vectordash.server.vault import Vault
@@ -53,7 +53,7 @@ def command(
         logs.set_up(settings)
         store = app.open_store(settings)
         keys = app.open_vault(settings, store)
-        store.change(progress.break_leases)
+        store.change(leases.break_leases)
         driver = LocalDriver(settings.data / "local", simulate=settings.simulate)
         import uvloop  # noqa: PLC0415 - here and only here a loop is started
 
@@ -80,6 +80,8 @@ async def _up(settings: Settings, store: Store, keys: Vault, driver: LocalDriver
         loop.add_signal_handler(number, stop.set)
     reconciling = asyncio.create_task(plane.reconciler.run())
     watching = asyncio.create_task(_watch_folder(settings.data, stop))
+    for task in (reconciling, watching):
+        task.add_done_callback(lambda task: _stop_with(task, stop))
     try:
         await serve(
             plane.app,
@@ -94,6 +96,13 @@ async def _up(settings: Settings, store: Store, keys: Vault, driver: LocalDriver
         await asyncio.gather(reconciling, watching, return_exceptions=True)
         _say_goodbye(settings, plane)
         await plane.close()
+
+
+def _stop_with(task: asyncio.Task[None], stop: asyncio.Event) -> None:
+    """Stop the server when something ends that it cannot do without: it would take rentals and start none."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("the server cannot go on", exc_info=error)
+        stop.set()
 
 
 async def _watch_folder(data: Path, stop: asyncio.Event) -> None:
@@ -118,7 +127,7 @@ def _greet(settings: Settings, store: Store, driver: LocalDriver, environment: P
     made_up = " (made up: simulated)" if listed and all(gpu.simulated for gpu in listed) else ""
     offered = ", ".join(f"{gpu.type} at {gpu.price:.2f}" for gpu in listed) or "none; see `vdserver gpu list`"
     lines = [
-        f"Vectordash {__version__} serves http://{settings.host}:{settings.port}",
+        f"Vectordash {__version__} serves {settings.base_url}",
         f"  GPUs     {offered}{made_up}",
         f"  data     {settings.data.resolve()}",
         f"  sandbox  {_describe(driver.sandbox)}",
@@ -139,7 +148,7 @@ def _describe(sandbox: Sandbox | NoSandbox) -> str:
 def _say_goodbye(settings: Settings, plane: ControlPlane) -> None:
     """Say what still runs, and how to end it."""
     try:
-        running = plane.store.ask(progress.overview)
+        running = plane.store.ask(oversight.overview)
     except Unavailable:
         return
     if not running:

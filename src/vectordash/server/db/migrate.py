@@ -9,11 +9,12 @@ from pathlib import Path
 from sqlalchemy import Connection, MetaData, inspect, text
 
 from vectordash.server.db.session import Store
+from vectordash.server.trouble import Trouble
 
 _FOLDER = Path(__file__).parent / "migrations"
 
 
-class SchemaError(Exception):
+class SchemaError(Trouble):
     """The store's tables are of another version than this program; the message says what to do."""
 
 
@@ -41,7 +42,7 @@ def upgrade(store: Store, metadata: MetaData) -> bool:
     from alembic import command  # noqa: PLC0415 - slow to import, rarely needed
     from alembic.config import Config  # noqa: PLC0415
 
-    with store.engine.begin() as connection:
+    with store.migrating() as connection:
         config = Config()
         config.set_main_option("script_location", str(_FOLDER))
         config.attributes.update(connection=connection, metadata=metadata)

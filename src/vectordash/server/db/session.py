@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
@@ -112,8 +112,24 @@ class Store:
 
     @property
     def engine(self) -> Engine:
-        """The writer's engine, for migrations."""
+        """The writer's engine."""
         return self._writer
+
+    @contextmanager
+    def migrating(self) -> Iterator[Connection]:
+        """Give a connection on which tables can be rebuilt, in one transaction.
+
+        SQLite rebuilds a table by dropping it, which foreign keys that point to it forbid; so they are off
+        here, and checked as a whole before the commit.
+        """
+        engine = _sqlite(self.url, pool=1, writes=True, lock_timeout=5.0, foreign_keys=False)
+        try:
+            with _told(), engine.begin() as connection:
+                yield connection
+                if broken := connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall():
+                    raise IntegrityError("a migration broke references", None, ValueError(broken[:10]))
+        finally:
+            engine.dispose()
 
     @property
     def waiting(self) -> int:
@@ -149,12 +165,13 @@ def _is_outage(error: DBAPIError) -> bool:
     return isinstance(error, OperationalError) if code is None else code & 0xFF in _OUTAGES
 
 
-def _sqlite(url: str, *, pool: int, writes: bool, lock_timeout: float) -> Engine:
+def _sqlite(url: str, *, pool: int, writes: bool, lock_timeout: float, foreign_keys: bool = True) -> Engine:
     engine = create_engine(
         url,
         poolclass=QueuePool,
         pool_size=pool,
         max_overflow=0,
+        hide_parameters=True,  # values, some of them sealed, have no place in a traceback
         connect_args={"isolation_level": None, "check_same_thread": False, "timeout": lock_timeout},
     )
 
@@ -163,7 +180,7 @@ def _sqlite(url: str, *, pool: int, writes: bool, lock_timeout: float) -> Engine
         for pragma in (
             "journal_mode=WAL",
             "synchronous=FULL",
-            "foreign_keys=ON",
+            f"foreign_keys={'ON' if foreign_keys else 'OFF'}",
             *(() if writes else ("query_only=ON",)),
         ):
             connection.execute(f"PRAGMA {pragma}")

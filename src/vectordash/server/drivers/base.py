@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from vectordash.server.trouble import Trouble
 
-class DriverError(Exception):
+
+class DriverError(Trouble):
     """The driver could not do it. The message is shown to the renter in `/events` and to the operator."""
 
 

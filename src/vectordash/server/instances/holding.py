@@ -1,6 +1,6 @@
 """An attempt: a GPU and a port held for an instance, from the choice until both are known to be free.
 
-Called inside a transaction: by `rent.py` for the first attempt, by `progress.py` for the next ones and for
+Called inside a transaction: by `rent.py` for the first attempt, by `outcomes.py` for the next ones and for
 the release. The unique indexes of `attempts` make it impossible to hold a GPU or a port twice.
 """
 
@@ -12,7 +12,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from vectordash.server.instances.keys import make_host_key
 from vectordash.server.instances.placement import next_port, share
-from vectordash.server.instances.tables import attempts
+from vectordash.server.instances.tables import attempts, instances
 from vectordash.server.machines import store as machines
 from vectordash.server.machines.store import Place
 from vectordash.server.vault import Vault
@@ -36,6 +36,7 @@ def hold(connection: Connection, vault: Vault, now: datetime, instance: str, num
     part = share(cores=place.cores, ram=place.ram, disk=place.disk, gpus=place.gpus)
     name = f"vd-{secrets.token_hex(8)}"
     key = make_host_key()
+    hostname = connection.execute(select(instances.c.name).where(instances.c.key == instance)).scalar_one()
     port = _give_port(connection, place)
     machines.take(connection, seat.gpu_id)
     connection.execute(
@@ -45,6 +46,7 @@ def hold(connection: Connection, vault: Vault, now: datetime, instance: str, num
             gpu_id=seat.gpu_id,
             machine_id=seat.machine_id,
             driver_name=name,
+            hostname=hostname.replace("_", "-"),
             bound_address=place.bound_address,
             address=place.address,
             probe_address=place.probe_address,

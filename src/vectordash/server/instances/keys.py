@@ -1,11 +1,10 @@
-"""SSH keys: an RSA pair for the renter, an ed25519 host key for the machine, and the stock of the former.
+"""SSH keys: an RSA pair for the renter, an ed25519 host key for the machine.
 
-An RSA key takes 30 to 70 ms of a core, so pairs are made ahead, by a process of its own (this module run
-as a program: it prints pairs as JSON lines), and kept sealed in the store. `Stock` refills it; `rent` takes
-from it.
+An RSA key takes 30 to 70 ms of a core, so pairs are made ahead (`stock.py`), by a process of its own: this
+module, run as a program, prints pairs as JSON. It imports little, since it is started often.
 """
 
-import asyncio
+import os
 import sys
 from dataclasses import dataclass
 
@@ -19,12 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
-from vectordash.server.db.session import Store
-from vectordash.server.instances import store as rows
 from vectordash.server.vault import Vault
-
-_BATCH = 8
-"""Pairs made and stored at a time."""
 
 
 class KeyPair(msgspec.Struct, frozen=True):
@@ -69,42 +63,7 @@ def seal_pair(vault: Vault, pair: KeyPair) -> tuple[bytes, str]:
     return vault.seal(pair.pem, pair.public), pair.public
 
 
-@dataclass(slots=True)
-class Stock:
-    """The store's key pairs, kept at `size`."""
-
-    store: Store
-    vault: Vault
-    size: int
-
-    async def refill(self) -> None:
-        """Make what is missing, in a process of its own with the lowest priority."""
-        while (missing := self.size - await self.store.read(rows.pairs_left)) > 0:
-            made = await _make_elsewhere(min(missing, _BATCH))
-            await self.store.write(rows.add_pairs, [seal_pair(self.vault, pair) for pair in made])
-
-
-async def _make_elsewhere(count: int) -> list[KeyPair]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "vectordash.server.instances.keys",
-        str(count),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-    )
-    try:
-        output, _ = await process.communicate()
-    except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
-        raise
-    return msgspec.json.decode(output, type=list[KeyPair])
-
-
 def _main() -> None:
-    import os  # noqa: PLC0415 - only the program needs it
-
     os.nice(19)
     pairs = [make_pair() for _ in range(int(sys.argv[1]))]
     sys.stdout.buffer.write(msgspec.json.encode(pairs))

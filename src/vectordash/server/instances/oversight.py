@@ -1,14 +1,16 @@
-"""What the operator asks of everybody's instances, beyond the list (`progress.overview`). Nothing is changed.
+"""What the operator asks of everybody's instances: the list, and what is behind one. Nothing is changed.
 
-Apart from `store.py` and `progress.py`, for neither a renter's request nor the reconciler ever asks this:
+Apart from `store.py`, for neither a renter's request nor the reconciler ever asks this:
 `vdserver instance`, `vdserver gpu list` and `vdserver doctor` do.
 """
 
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, and_, or_, select
 
+from vectordash.server.accounts.tables import users
 from vectordash.server.instances import store
 from vectordash.server.instances.tables import attempts, instances
 from vectordash.server.machines.tables import clusters, machines
@@ -123,3 +125,58 @@ def stuck(connection: Connection, before: datetime) -> list[str]:
         .order_by(instances.c.due_at)
     )
     return list(connection.execute(query).scalars())
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """An instance, for the operator's list."""
+
+    key: str
+    name: str
+    email: str
+    gpu_type: str
+    gpu_id: int
+    price: Decimal
+    created_at: datetime
+    active_at: datetime | None
+    ended_at: datetime | None
+    end_reason: str | None
+    error: bool
+    unseen_since: datetime | None
+    free_seconds: int
+    port: int
+
+
+def overview(
+    connection: Connection, key_or_name: str | None = None, *, ended: bool = False
+) -> list[Overview]:
+    """Which instances are there, of everybody? Newest first; ended ones if asked for, or by key."""
+    query = (
+        select(
+            instances.c.key,
+            instances.c.name,
+            users.c.email,
+            instances.c.gpu_type,
+            attempts.c.gpu_id,
+            instances.c.price,
+            instances.c.created_at,
+            instances.c.active_at,
+            instances.c.ended_at,
+            instances.c.end_reason,
+            instances.c.error,
+            instances.c.unseen_since,
+            instances.c.free_seconds,
+            attempts.c.port,
+        )
+        .join_from(instances, users, instances.c.user_id == users.c.id)
+        .join(
+            attempts,
+            and_(attempts.c.instance == instances.c.key, attempts.c.number == instances.c.attempt),
+        )
+        .order_by(instances.c.created_at.desc())
+    )
+    if key_or_name is not None:
+        query = query.where(or_(instances.c.key == key_or_name, instances.c.name == key_or_name))
+    elif not ended:
+        query = query.where(instances.c.ended_at.is_(None))
+    return [Overview(**row) for row in connection.execute(query).mappings()]

@@ -15,14 +15,15 @@ from sqlalchemy import Connection, insert
 
 from vectordash.server import audit
 from vectordash.server.accounts.service import Accounts
-from vectordash.server.accounts.store import Caller
+from vectordash.server.accounts.store import Caller, lock_user
 from vectordash.server.catalogue.store import find_image, find_type
 from vectordash.server.clock import UNLIMITED, as_written, how_long
 from vectordash.server.instances import store
+from vectordash.server.instances.charge import charge
 from vectordash.server.instances.holding import Seat, hold
 from vectordash.server.instances.tables import instances
-from vectordash.server.machines import store as machines
-from vectordash.server.machines.store import Offer
+from vectordash.server.machines import offers
+from vectordash.server.machines.offers import Offer
 from vectordash.server.settings import Settings
 from vectordash.server.vault import Vault
 from vectordash.wire.errors import GpuUnavailable, InvalidField, KeyReused, LimitReached, OfferChanged
@@ -31,6 +32,8 @@ KEPT = timedelta(hours=24)
 """How long an `Idempotency-Key` stands for its instance."""
 _RETRY = 60
 """Seconds after which a renter may ask again where no end is known."""
+_LONGEST_RETRY = 3600
+"""Seconds; others may give theirs back sooner than they must."""
 
 
 class StockEmpty(Exception):
@@ -71,6 +74,8 @@ def rent(
 
     Raises refusals of the contract, and `StockEmpty`.
     """
+    # One POST of an account at a time, or two could pass a limit, or use an `Idempotency-Key`, together.
+    lock_user(connection, caller.user_id)
     gpu = find_type(connection, wish.gpu)
     image = find_image(connection, wish.image)
     if wish.idempotency_key is not None:
@@ -106,7 +111,7 @@ def _offer(connection: Connection, settings: Settings, gpu: str, wish: Wish, now
     soon = now + timedelta(hours=settings.least_hours)
     until = soon if wish.date is None else max(soon, min(wish.date, UNLIMITED))
     cheapest = wish.date is not None
-    offer = machines.best_offer(connection, gpu, now, at_least_until=until, cheapest=cheapest)
+    offer = offers.best_offer(connection, gpu, now, at_least_until=until, cheapest=cheapest)
     if offer is None:
         raise _unavailable(connection, gpu, wish.date, now, soon)
     if wish.max_price is not None and offer.price > wish.max_price:
@@ -117,7 +122,7 @@ def _offer(connection: Connection, settings: Settings, gpu: str, wish: Wish, now
 def _unavailable(
     connection: Connection, gpu: str, date: datetime | None, now: datetime, soon: datetime
 ) -> GpuUnavailable:
-    free = machines.offers(connection, now, soon)
+    free = offers.free_types(connection, now, soon)
     shorter = next((offer for offer in free if offer.type == gpu), None)
     others = [
         f"{offer.type} ({offer.hourly_price:.2f} an hour, {_until(offer.max_availability)})"
@@ -130,14 +135,14 @@ def _unavailable(
     sentences.append(f"Also free: {', '.join(others)}." if others else "No other type is free either.")
     ends = [
         end
-        for end in (machines.next_reservation_end(connection, gpu), store.next_time_limit(connection, gpu))
+        for end in (offers.next_reservation_end(connection, gpu, now), store.next_time_limit(connection, gpu))
         if end is not None and end > now
     ]
     if ends:
-        sentences.append(f"A {gpu} becomes free at {as_written(min(ends))} (UTC) at the latest.")
+        sentences.append(f"A {gpu} may become free at {as_written(min(ends))} (UTC).")
     else:
         sentences.append(f"When a {gpu} becomes free is not known; try again in a minute.")
-    wait = int((min(ends) - now).total_seconds()) + 1 if ends else _RETRY
+    wait = min(_LONGEST_RETRY, int((min(ends) - now).total_seconds()) + 1) if ends else _RETRY
     wanted = "" if date is None else f" and {how_long(date)}"
     return GpuUnavailable(gpu, wanted, " ".join(sentences), wait)
 
@@ -167,11 +172,10 @@ def _within_limits(
 
 
 def _hours_this_month(connection: Connection, caller: Caller, now: datetime) -> int:
-    """Started hours of each instance since the month began."""
+    """The hours that are charged since the month began, whatever they cost."""
     month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     used = store.used_since(connection, caller.user_id, month)
-    spans = (((ended or now) - max(began, month)).total_seconds() for began, ended in used)
-    return sum(max(1, -(-int(seconds) // 3600)) for seconds in spans)
+    return sum(charge(use, now)[0] for use in used)
 
 
 def _create(

@@ -96,11 +96,13 @@ class Instances:
     async def wait(self, caller: Caller, key_or_name: str, seconds: float) -> Instance:
         """Show one instance as soon as it is no longer pending, or when the seconds are over."""
         row = await self.store.read(rows.find, caller.user_id, key_or_name)
-        with self.waiters.waiting(row.key) as moved:
-            # Read again, now that the news is heard: it may have moved between the two.
+        end = asyncio.get_running_loop().time() + seconds
+        with self.waiters.waiting(row.key) as news:
+            # Read again, now that news is heard; and after each piece of it, for a try may have failed.
             row = await self.store.read(rows.find, caller.user_id, row.key)
-            if status(row.active_at, row.ended_at) == "pending":
-                await moved(seconds)
+            while status(row.active_at, row.ended_at) == "pending":
+                if not await news(end - asyncio.get_running_loop().time()):
+                    break
                 row = await self.store.read(rows.find, caller.user_id, row.key)
         return self._shown(row)
 
@@ -111,7 +113,7 @@ class Instances:
     def _rename(self, connection: Connection, caller: Caller, key_or_name: str, name: str) -> Row:
         row = rows.find(connection, caller.user_id, key_or_name)
         if not rows.rename(connection, row.key, name):
-            raise _gone(row)
+            raise _gone(rows.find(connection, caller.user_id, row.key))
         now = self.clock()
         rows.tell(connection, row.key, now, "renamed", f"Renamed from “{row.name}” to “{name}”.")
         audit.record(connection, now, caller.email, "rename", f"{row.key} “{row.name}” to “{name}”")
@@ -127,7 +129,7 @@ class Instances:
         row = rows.find(connection, caller.user_id, key_or_name)
         now = self.clock()
         if not rows.end(connection, row.key, now, "deleted", now):
-            raise _gone(row)
+            raise _gone(rows.find(connection, caller.user_id, row.key))
         rows.tell(connection, row.key, now, "deleted", "Deleted by its renter; billing has ended.")
         audit.record(connection, now, caller.email, "delete", f"{row.key} “{row.name}”")
         return row.key
@@ -205,4 +207,4 @@ def _date(text: str) -> datetime:
 
 
 def _gone(row: Row) -> Gone:
-    return Gone(row.key, "just now" if row.ended_at is None else as_written(row.ended_at))
+    return Gone(row.key, as_written(row.ended_at or row.created_at))

@@ -1,6 +1,6 @@
 """Every question that a renter's request asks of the instances, and the changes that it makes.
 
-What the reconciler asks and records stands in `progress.py`.
+What the reconciler asks and records stands in `leases.py`, `sightings.py` and `outcomes.py`.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, delete, func, insert, select, update
 
+from vectordash.server.instances.charge import Use
 from vectordash.server.instances.lifecycle import ERRORS, EndReason
 from vectordash.server.instances.tables import attempts, events, idempotency, instances, key_pairs
 from vectordash.wire.errors import AmbiguousName, InstanceNotFound
@@ -91,6 +92,8 @@ def find(connection: Connection, user_id: int, key_or_name: str) -> Row:
 
     Raises `InstanceNotFound`, also for another user's, and `AmbiguousName`.
     """
+    if "\0" in key_or_name:  # which no key has, and a database may refuse
+        raise InstanceNotFound(key_or_name)
     own = _rows().where(instances.c.user_id == user_id)
     row = connection.execute(own.where(instances.c.key == key_or_name)).mappings().one_or_none()
     if row is not None:
@@ -206,16 +209,23 @@ def held_by(connection: Connection, user_id: int) -> int:
     return connection.execute(query).scalar_one()
 
 
-def used_since(
-    connection: Connection, user_id: int, since: datetime
-) -> list[tuple[datetime, datetime | None]]:
-    """When did this user's instances run that were active after `since`? (from, to)"""
-    query = select(instances.c.active_at, instances.c.ended_at).where(
+def used_since(connection: Connection, user_id: int, since: datetime) -> list[Use]:
+    """What did this user's instances use since then? Each as if it had become active then at the earliest."""
+    query = select(
+        instances.c.active_at,
+        instances.c.ended_at,
+        instances.c.error,
+        instances.c.unseen_since,
+        instances.c.free_seconds,
+    ).where(
         instances.c.user_id == user_id,
         instances.c.active_at.is_not(None),
         func.coalesce(instances.c.ended_at, since) >= since,
     )
-    return [(began, ended) for began, ended in connection.execute(query)]
+    return [
+        Use(Decimal(0), max(active_at, since), ended_at, error, unseen_since, free_seconds)
+        for active_at, ended_at, error, unseen_since, free_seconds in connection.execute(query)
+    ]
 
 
 def next_time_limit(connection: Connection, gpu_type: str) -> datetime | None:
@@ -231,9 +241,11 @@ def next_time_limit(connection: Connection, gpu_type: str) -> datetime | None:
 
 def take_pair(connection: Connection) -> tuple[bytes, str] | None:
     """Take a key pair from the stock: (sealed private key, public key). None if it is empty."""
-    oldest = select(func.min(key_pairs.c.id)).scalar_subquery()
+    oldest = select(key_pairs.c.id).order_by(key_pairs.c.id).limit(1).with_for_update(skip_locked=True)
     row = connection.execute(
-        delete(key_pairs).where(key_pairs.c.id == oldest).returning(key_pairs.c.pem, key_pairs.c.public_key)
+        delete(key_pairs)
+        .where(key_pairs.c.id == oldest.scalar_subquery())
+        .returning(key_pairs.c.pem, key_pairs.c.public_key)
     ).one_or_none()
     return None if row is None else (row[0], row[1])
 

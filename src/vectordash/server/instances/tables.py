@@ -47,6 +47,8 @@ class InstanceColumns(TypedColumns):
     ended_at = Column(Instant, nullable=True)
     end_reason = Column(Text, nullable=True)
     error = Column(Boolean, nullable=False, default=False)
+    well_since = Column(Instant, nullable=True)
+    """When it became active, or came back into sight."""
     unseen_since = Column(Instant, nullable=True)
     """Last seen well, while it is out of sight; the charge counts to here."""
     lost_at = Column(Instant, nullable=True)
@@ -101,6 +103,8 @@ class AttemptColumns(TypedColumns):
     gpu_id = Column(Integer, ForeignKey("gpus.id"), nullable=False)
     machine_id = Column(Integer, ForeignKey("machines.id"), nullable=False, index=True)
     driver_name = Column(Text, nullable=False)
+    hostname = Column(Text, nullable=False)
+    """Stays what it was when the instance is renamed."""
     bound_address = Column(Text, nullable=False)
     address = Column(Text, nullable=False)
     probe_address = Column(Text, nullable=False)

@@ -23,22 +23,24 @@ class Waiters:
     _closing: bool = False
 
     @contextmanager
-    def waiting(self, key: str) -> Iterator[Callable[[float], Awaitable[None]]]:
-        """Register; the given function waits for news or until its seconds are over."""
+    def waiting(self, key: str) -> Iterator[Callable[[float], Awaitable[bool]]]:
+        """Register; the given function waits for news, and says False once there will be none in time."""
         event = asyncio.Event()
         if self._closing:
             event.set()
         self._events[key].add(event)
 
-        async def moved(seconds: float) -> None:
+        async def news(seconds: float) -> bool:
             try:
                 async with asyncio.timeout(seconds):
                     await event.wait()
             except TimeoutError:
-                return
+                return False
+            event.clear()
+            return not self._closing
 
         try:
-            yield moved
+            yield news
         finally:
             self._events[key].discard(event)
             if not self._events[key]:

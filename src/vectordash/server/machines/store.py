@@ -1,8 +1,4 @@
-"""Every question asked of, and change made to, clusters, machines and GPUs. Offers are chosen here.
-
-Both ways to choose, for a POST without a date (`_LATEST`) and with one (`_CHEAPEST`), are one index seek.
-`GET /api/gpus` uses the very same order, one seek a type, so it shows the GPU that a POST would take.
-"""
+"""Every question asked of, and change made to, clusters, machines and GPUs, but the offers (`offers.py`)."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -10,44 +6,24 @@ from datetime import datetime
 from decimal import Decimal
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
-    TextClause,
-    and_,
     bindparam,
     delete,
     exists,
     func,
     insert,
     literal,
-    or_,
     select,
-    true,
     update,
 )
 
 from vectordash.server.catalogue.store import type_for_card
-from vectordash.server.catalogue.tables import gpu_types
-from vectordash.server.clock import UNLIMITED, as_written
+from vectordash.server.clock import UNLIMITED
 from vectordash.server.drivers.base import SeenGpu, SeenMachine
-from vectordash.server.machines.tables import OFFERABLE, clusters, gpus, machines, orphans
-from vectordash.wire.gpu import Gpu
+from vectordash.server.machines.tables import clusters, gpus, machines, orphans
 
-_LATEST = (gpus.c.available_until.desc(), gpus.c.price, gpus.c.id)
-"""The longest promise, then the lowest price, then the lowest id."""
-_CHEAPEST = (gpus.c.price, gpus.c.available_until.desc(), gpus.c.id)
-"""The lowest price, then the longest promise, then the lowest id."""
-
-
-@dataclass(frozen=True, slots=True)
-class Offer:
-    """A listed free GPU that a POST would take now."""
-
-    gpu_id: int
-    type: str
-    price: Decimal
-    until: datetime
-    machine_id: int
+MOST_FAILURES = 3
+"""Failures in a row after which only the operator offers a GPU again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,85 +74,6 @@ class GpuRow:
     suspect_why: str
 
 
-def best_offer(
-    connection: Connection,
-    type_: str,
-    now: datetime,
-    *,
-    at_least_until: datetime,
-    cheapest: bool = False,
-    without: Collection[int] = (),
-) -> Offer | None:
-    """Which GPU of this type would be rented now? `cheapest` is for a renter who named a date."""
-    lasts = gpus.c.available_until >= at_least_until
-    query = (
-        select(gpus.c.id, gpus.c.type, gpus.c.price, gpus.c.available_until, gpus.c.machine_id)
-        # `is true` keeps SQLite from seeking by time in the other index and sorting all that it finds.
-        .where(gpus.c.type == type_, lasts.is_(true()) if cheapest else lasts, *_free(now))
-        .order_by(*(_CHEAPEST if cheapest else _LATEST))
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    if without:
-        query = query.where(gpus.c.id.not_in(without))
-    row = connection.execute(query).one_or_none()
-    return None if row is None else Offer(*row)
-
-
-def offers(connection: Connection, now: datetime, at_least_until: datetime) -> list[Gpu]:
-    """What can be rented now? One row a type that has a free GPU, in the catalogue's order."""
-    first = (
-        select(gpus.c.id)
-        .where(gpus.c.type == gpu_types.c.name, gpus.c.available_until >= at_least_until, *_free(now))
-        .order_by(*_LATEST)
-        .limit(1)
-        .correlate(gpu_types)
-        .scalar_subquery()
-    )
-    offered = gpus.alias("offered")
-    query = (
-        select(
-            gpu_types.c.name,
-            gpu_types.c.gigaflops,
-            gpu_types.c.vram,
-            gpu_types.c.generation,
-            offered.c.price,
-            offered.c.available_until,
-            gpu_types.c.asic,
-        )
-        .join_from(gpu_types, offered, offered.c.id == first)
-        .order_by(gpu_types.c.position)
-    )
-    return [
-        Gpu(
-            type=name,
-            teraflops=_teraflops(gigaflops),
-            vram=vram,
-            generation=generation,
-            hourly_price=price,
-            max_availability=as_written(until),
-            asic=asic,
-        )
-        for name, gigaflops, vram, generation, price, until, asic in connection.execute(query)
-    ]
-
-
-def _teraflops(gigaflops: int) -> Decimal:
-    """11340 is 11.34, and 15000 is 15.0: as many decimals as it takes, at least one."""
-    exact = (Decimal(gigaflops) / 1000).normalize()
-    return max(exact, exact.quantize(Decimal("0.1")), key=lambda value: -int(value.as_tuple().exponent))
-
-
-def next_reservation_end(connection: Connection, type_: str) -> datetime | None:
-    """When does the first reservation of a GPU of this type end?"""
-    query = select(func.min(gpus.c.reserved_until)).where(OFFERABLE, gpus.c.type == type_)
-    return connection.execute(query).scalar()
-
-
-def _free(now: datetime) -> tuple[ColumnElement[bool] | TextClause, ...]:
-    return OFFERABLE, or_(gpus.c.reserved_until.is_(None), gpus.c.reserved_until <= now)
-
-
 # --- holding ---------------------------------------------------------------------------------------------
 
 
@@ -192,7 +89,18 @@ def give_back(connection: Connection, gpu_id: int) -> None:
 
 def suspect(connection: Connection, gpu_id: int, why: str) -> None:
     """Keep a GPU from being offered until it was seen well again."""
-    connection.execute(update(gpus).where(gpus.c.id == gpu_id).values(suspect=True, suspect_why=why))
+    connection.execute(
+        update(gpus)
+        .where(gpus.c.id == gpu_id)
+        .values(suspect=True, suspect_why=why, failures=gpus.c.failures + 1)
+    )
+
+
+def trust(connection: Connection, gpu_id: int) -> None:
+    """An instance came up on it: whatever failed before is forgotten."""
+    connection.execute(
+        update(gpus).where(gpus.c.id == gpu_id).values(suspect=False, suspect_why="", failures=0)
+    )
 
 
 def place_of(connection: Connection, machine_id: int) -> Place:
@@ -399,7 +307,7 @@ def orphan_ports(connection: Connection, cluster_id: int) -> set[int]:
 
 
 def clear_well(connection: Connection, cluster_id: int) -> None:
-    """Offer suspect GPUs again that are present, held by nobody, and not held by an orphan."""
+    """Offer suspect GPUs again that are present, that nothing holds, and that have not failed too often."""
     here = select(machines.c.id).where(machines.c.cluster_id == cluster_id)
     held = exists().where(
         orphans.c.cluster_id == cluster_id,
@@ -407,7 +315,8 @@ def clear_well(connection: Connection, cluster_id: int) -> None:
     )
     connection.execute(
         update(gpus)
-        .where(and_(gpus.c.suspect, gpus.c.present, gpus.c.free, gpus.c.machine_id.in_(here), ~held))
+        .where(gpus.c.suspect, gpus.c.present, gpus.c.free, gpus.c.failures < MOST_FAILURES)
+        .where(gpus.c.machine_id.in_(here), ~held)
         .values(suspect=False, suspect_why="")
     )
 
@@ -452,7 +361,7 @@ def change_listing(connection: Connection, gpu_ids: Collection[int], values: dic
 
 def clear(connection: Connection, gpu_ids: Collection[int]) -> None:
     """Trust these cards again."""
-    change_listing(connection, gpu_ids, {"suspect": False, "suspect_why": ""})
+    change_listing(connection, gpu_ids, {"suspect": False, "suspect_why": "", "failures": 0})
 
 
 def held_by_orphans(connection: Connection) -> dict[int, str]:
@@ -460,14 +369,3 @@ def held_by_orphans(connection: Connection) -> dict[int, str]:
     of_it = (literal(" ") + orphans.c.gpu_uuids + " ").contains(literal(" ") + gpus.c.uuid + " ")
     query = select(gpus.c.id, orphans.c.name).join_from(gpus, orphans, of_it)
     return dict(iter(connection.execute(query)))
-
-
-def all_clusters(connection: Connection) -> list[Cluster]:
-    """Which clusters were joined?"""
-    query = select(clusters.c.id, clusters.c.name, clusters.c.driver, clusters.c.identity)
-    return [Cluster(*row) for row in connection.execute(query.order_by(clusters.c.id))]
-
-
-def uuid_of(connection: Connection, gpu_id: int) -> str:
-    """What is this card's own identity?"""
-    return connection.execute(select(gpus.c.uuid).where(gpus.c.id == gpu_id)).scalar_one()

@@ -101,6 +101,8 @@ class GpuColumns(TypedColumns):
     """No attempt holds it."""
     suspect = Column(Boolean, nullable=False, default=False)
     """Something failed on it: not offered until it was seen well again."""
+    failures = Column(Integer, nullable=False, default=0)
+    """What failed on it since an instance last came up. From three on, only the operator offers it again."""
     suspect_why = Column(Text, nullable=False, default="")
 
 

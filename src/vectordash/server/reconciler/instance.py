@@ -16,10 +16,10 @@ from sqlalchemy import Connection
 from vectordash.server.clock import Clock
 from vectordash.server.db.session import Store
 from vectordash.server.drivers.base import Access, Driver, DriverError, PortBusy, Spec, StartFailed
-from vectordash.server.instances import progress
-from vectordash.server.instances.lifecycle import MOST_RESTARTS
-from vectordash.server.instances.progress import Attempt, Work
+from vectordash.server.instances import leases, outcomes
+from vectordash.server.instances.leases import Attempt, Work
 from vectordash.server.reconciler.step import (
+    Abandon,
     Desired,
     GiveUp,
     Lose,
@@ -70,7 +70,7 @@ class Cluster:
     asked: bool = False
     """A pass has been made, whatever it came to; until then nothing is decided about what is on it."""
     trusted: bool = False
-    """It has said that it is the one that was joined; until then nothing is touched."""
+    """The last pass was answered, by the one that was joined. If not, nothing is touched, or waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,8 @@ class Surroundings:
     clock: Clock
     vault: Vault
     clusters: Mapping[int, Cluster]
+    tell: Callable[[str], None] = lambda _: None
+    """Called with the key of an instance that has become active: somebody may wait for it."""
 
     @property
     def lease_seconds(self) -> float:
@@ -106,7 +108,7 @@ async def work_on(around: Surroundings, key: str) -> None:
     """Bring one instance as far as it goes now. Raises nothing but what the store raises."""
     now = around.clock()
     until = now + timedelta(seconds=around.lease_seconds)
-    work = await around.store.write(progress.lease, key, now, until, around.deadlines())
+    work = await around.store.write(leases.lease, key, now, until, around.deadlines())
     if work is not None:
         await _Shift(around, until, work).do()
 
@@ -139,6 +141,10 @@ class _Shift:
         """Step until nothing is to be done now, then give the lease back."""
         try:
             last = await self._steps()
+        except asyncio.CancelledError:
+            now = self.around.clock()
+            await self.around.store.write(leases.finish, self.work, now, now, came_to=True)
+            raise
         except Unavailable as error:
             log.warning("instance %s: the store does not answer: %s", self.work.key, error)
             last = _Round(came_to=False)
@@ -152,7 +158,7 @@ class _Shift:
         if not last.came_to:
             pause = max(last.pause, min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(self.work.failures, 10)))
             look_at = _earlier(look_at, now + timedelta(seconds=pause))
-        await self._record(progress.finish, self.work, look_at, now, came_to=last.came_to)
+        await self._record(leases.finish, self.work, look_at, now, came_to=last.came_to)
 
     async def _steps(self) -> _Round:
         for _ in range(_MOST_STEPS):
@@ -163,7 +169,7 @@ class _Shift:
                     return this
             if not this.moved:
                 return this
-            fresh = await self._record(progress.reload, self.work, self.around.deadlines())
+            fresh = await self._record(leases.reload, self.work, self.around.deadlines())
             if fresh is None:
                 self._given_back = True
                 return this
@@ -202,11 +208,11 @@ class _Shift:
         return Desired(
             wanted=work.ended_at is None and attempt.number == work.attempt and not attempt.failed,
             active=work.active_at is not None,
-            deadline=attempt.deadline,
+            deadline=attempt.deadline or self.around.clock(),
+            again=attempt.again,
             unseen=work.unseen_since is not None,
             lost_at=work.lost_at,
             starts_failed=work.restarts,
-            most_starts=MOST_RESTARTS,
         )
 
     async def _observe(self, cluster: Cluster, attempt: Attempt) -> Sight:
@@ -229,15 +235,17 @@ class _Shift:
             case Restart():
                 await self._restart(cluster.driver, attempt)
             case Recover():
-                await self._record(progress.recover, self.work, attempt, now, "It is in sight again")
+                await self._record(outcomes.recover, self.work, attempt, now, "It is in sight again")
             case Remove():
                 await self._remove(cluster.driver, attempt)
             case Release():
-                self._given_back = await self._record(progress.release, vault, self.work, attempt, now)
+                self._given_back = await self._record(outcomes.release, vault, self.work, attempt, now)
             case GiveUp(why, transient):
                 await self._failed(attempt, why, transient=transient)
+            case Abandon(why):
+                await self._record(outcomes.abandon, self.work, attempt, why, now)
             case Lose(why):
-                await self._record(progress.lose, self.work, attempt, why, now)
+                await self._record(outcomes.lose, self.work, attempt, why, now)
             case Wait() | Rest():
                 pass
 
@@ -250,7 +258,7 @@ class _Shift:
                 await driver.ensure(_spec(self.around.vault, self.work, attempt))
                 await driver.login(_access(self.around.vault, driver.user, self.work, attempt))
         except PortBusy:
-            await self._record(progress.move_port, self.around.vault, self.work, attempt, self.around.clock())
+            await self._record(outcomes.move_port, self.around.vault, self.work, attempt, self.around.clock())
         except StartFailed as error:
             await self._failed(attempt, str(error), transient=error.transient)
         except TimeoutError as error:
@@ -259,11 +267,13 @@ class _Shift:
             why = f"it could not be logged in to within {driver.start_deadline:.0f} s"
             await self._failed(attempt, why, transient=True)
         else:
-            self._given_back = await self._record(progress.activate, self.work, attempt, self.around.clock())
+            self._given_back = await self._record(outcomes.activate, self.work, attempt, self.around.clock())
+            self.around.tell(self.work.key)
 
     async def _failed(self, attempt: Attempt, why: str, *, transient: bool) -> None:
         vault, now = self.around.vault, self.around.clock()
-        await self._record(progress.fail, vault, self.work, attempt, why, now, transient=transient)
+        failure = outcomes.Failure(why, transient=transient)
+        await self._record(outcomes.fail, vault, self.work, attempt, failure, now)
 
     async def _restart(self, driver: Driver, attempt: Attempt) -> None:
         """Start a stopped one again. No login is tried: the renter may have changed who may log in."""
@@ -272,10 +282,10 @@ class _Shift:
                 await driver.ensure(_spec(self.around.vault, self.work, attempt))
         except (StartFailed, TimeoutError) as error:
             why = str(error) or "it took too long"
-            await self._record(progress.restart_failed, self.work, attempt, why, self.around.clock())
+            await self._record(outcomes.restart_failed, self.work, attempt, why, self.around.clock())
             raise _Again(why, pause=_RESTART_PAUSE) from error
         how = "It had stopped and was started again"
-        await self._record(progress.recover, self.work, attempt, self.around.clock(), how)
+        await self._record(outcomes.recover, self.work, attempt, self.around.clock(), how)
 
     async def _remove(self, driver: Driver, attempt: Attempt) -> None:
         try:
@@ -310,7 +320,7 @@ class _Shift:
 def _spec(vault: Vault, work: Work, attempt: Attempt) -> Spec:
     return Spec(
         name=attempt.driver_name,
-        hostname=work.name.replace("_", "-"),
+        hostname=attempt.hostname,
         image=work.image,
         machine=attempt.machine,
         gpus=(attempt.gpu_uuid,),

@@ -17,10 +17,10 @@ from vectordash.server.accounts.service import Accounts
 from vectordash.server.clock import Clock
 from vectordash.server.db.session import Store
 from vectordash.server.drivers.base import DriverError
-from vectordash.server.instances import progress
+from vectordash.server.instances import leases, outcomes
 from vectordash.server.instances import store as instances
-from vectordash.server.instances.keys import Stock
 from vectordash.server.instances.rent import KEPT
+from vectordash.server.instances.stock import Stock
 from vectordash.server.instances.waiting import Waiters
 from vectordash.server.reconciler.instance import Cluster, Surroundings, work_on
 from vectordash.server.reconciler.machine import Watch
@@ -61,7 +61,8 @@ class Reconciler:
 
     async def run(self) -> None:
         """Run until cancelled; what was begun is given up cleanly, to be taken up from the store."""
-        around = Surroundings(self.store, self.clock, self.vault, {one.id: one for one in self.clusters})
+        clusters = {one.id: one for one in self.clusters}
+        around = Surroundings(self.store, self.clock, self.vault, clusters, self.waiters.tell)
         try:
             async with asyncio.TaskGroup() as loops:
                 for cluster in self.clusters:
@@ -89,13 +90,13 @@ class Reconciler:
         room = _AT_ONCE - len(self._at_work)
         if room <= 0:
             return self.settings.poll
-        keys = await self.store.read(progress.due, self.clock(), _AT_ONCE)
+        keys = await self.store.read(leases.due, self.clock(), _AT_ONCE)
         for key in keys:
             if key not in self._at_work and len(self._at_work) < _AT_ONCE:
                 self._begin(around, key)
         if len(keys) >= room:  # there may be more: whoever finishes next wakes us
             return self.settings.poll
-        return self._until(await self.store.read(progress.next_due))
+        return self._until(await self.store.read(leases.next_due))
 
     def _until(self, due_at: datetime | None) -> float:
         """Seconds to sleep: until the next is due, but never longer than a poll, nor too short."""
@@ -123,13 +124,18 @@ class Reconciler:
         while True:
             await self._survive(watch.look)
             self._woken.set()
-            try:
-                async with asyncio.timeout(self.settings.poll):
-                    await cluster.driver.changed()
-            except TimeoutError:
-                continue
-            except DriverError:  # no news from there: the next pass will tell why
-                await asyncio.sleep(self.settings.poll)
+            await self._survive(self._news, cluster)
+
+    async def _news(self, cluster: Cluster) -> None:
+        """Wait until something has changed on the cluster, or the next pass is due."""
+        try:
+            async with asyncio.timeout(self.settings.poll):
+                await cluster.driver.changed()
+        except TimeoutError:
+            return
+        except Exception:  # no news from there: the next pass will tell why
+            await asyncio.sleep(self.settings.poll)
+            raise
 
     async def _keep_house(self) -> None:
         """What is to be done now and then, each apart, so that one failing keeps no other from its turn."""
@@ -150,7 +156,7 @@ class Reconciler:
             await asyncio.sleep(self.settings.poll)
 
     async def _end_those_over_time(self) -> None:
-        if keys := await self.store.write(progress.end_those_over_time, self.clock()):
+        if keys := await self.store.write(outcomes.end_those_over_time, self.clock()):
             for key in keys:
                 self.waiters.tell(key)
             self._woken.set()
@@ -166,6 +172,8 @@ class Reconciler:
             return await deed(*args, **kwargs)
         except Unavailable as error:
             log.warning("the store does not answer: %s", error)
+        except DriverError as error:
+            log.warning("a cluster does not answer: %s", error)
         except Exception:  # a loop that ends would leave every instance alone
             log.exception("%s failed", deed.__qualname__)
         return None

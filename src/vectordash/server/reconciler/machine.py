@@ -17,8 +17,8 @@ from sqlalchemy import Connection
 from vectordash.server.clock import Clock
 from vectordash.server.db.session import Store
 from vectordash.server.drivers.base import DriverError, SeenInstance, SeenMachine
-from vectordash.server.instances import progress
-from vectordash.server.instances.progress import Standing
+from vectordash.server.instances import sightings
+from vectordash.server.instances.sightings import Standing
 from vectordash.server.machines import store as machines
 from vectordash.server.reconciler.instance import Cluster
 
@@ -44,33 +44,34 @@ class Watch:
     """The inventory as last written: an unchanged one is not written again."""
     _down: bool = field(default=False, init=False)
 
-    async def look(self) -> bool:
-        """Make one pass; True if something is due now."""
+    async def look(self) -> None:
+        """Make one pass."""
         if not self.cluster.asked:
             now = self.clock()
             lost_at = now + timedelta(seconds=self.grace)
-            await self.store.write(progress.renew_grace, self.cluster.id, now, lost_at)
-        news = await self._pass()
+            await self.store.write(sightings.renew_grace, self.cluster.id, now, lost_at)
+        stray = await self._pass()
         self.cluster.asked = True
-        return news
+        await self._sweep(stray)
 
-    async def _pass(self) -> bool:
+    async def _pass(self) -> set[str]:
+        """Gives the names of what runs although the store knows it as released."""
         began = self.clock()
         last_well = await self.store.read(machines.last_seen, self.cluster.id)
-        before = await self.store.read(progress.standing, self.cluster.id)
+        before = await self.store.read(sightings.standing, self.cluster.id)
         try:
             inventory, listed = await self._ask()
         except (DriverError, TimeoutError) as error:
-            return await self._no_answer(last_well or began, str(error) or "it took too long")
-        unknown = {one.name for one in listed} - await self.store.read(progress.unreleased, self.cluster.id)
-        stray = await self.store.read(progress.known, unknown) if unknown else set()
+            await self._no_answer(last_well or began, str(error) or "it took too long")
+            return set()
+        # One that was released meanwhile was there before: the list may be older than its removal.
+        unknown = {one.name for one in listed} - {one.driver_name for one in before}
+        unknown -= await self.store.read(sightings.unreleased, self.cluster.id)
+        stray = await self.store.read(sightings.known, unknown) if unknown else set()
         orphans = [one for one in listed if one.name in unknown - stray]
-        news = await self.store.write(
-            self._record, began, last_well or began, inventory, before, listed, orphans
-        )
+        await self.store.write(self._record, began, last_well or began, inventory, before, listed, orphans)
         self._written, self._down = inventory, False
-        await self._sweep(stray)
-        return news
+        return stray
 
     async def _ask(self) -> tuple[Sequence[SeenMachine], Sequence[SeenInstance]]:
         driver = self.cluster.driver
@@ -93,7 +94,7 @@ class Watch:
         before: Sequence[Standing],
         listed: Sequence[SeenInstance],
         orphans: Sequence[SeenInstance],
-    ) -> bool:
+    ) -> None:
         if inventory != self._written:
             machines.record_machines(connection, now, self.cluster.id, inventory)
         running = {one.name for one in listed if one.state == "running"}
@@ -109,9 +110,9 @@ class Watch:
         ]
         if missing:
             grace = timedelta(seconds=self.grace)
-            progress.miss(connection, missing, last_well, now, lost_at=now + grace, look_at=now)
+            sightings.miss(connection, missing, last_well, now, lost_at=now + grace, look_at=now)
         if returned:
-            progress.nudge(connection, returned, now)
+            sightings.nudge(connection, returned, now)
         found = [(one.name, " ".join(one.gpus), one.port or None) for one in orphans]
         for name in machines.keep_orphans(connection, now, self.cluster.id, found):
             log.error(
@@ -119,24 +120,23 @@ class Watch:
             )
         machines.clear_well(connection, self.cluster.id)
         machines.seen_well(connection, now, self.cluster.id)
-        return bool(missing or returned)
 
-    async def _no_answer(self, last_well: datetime, why: str) -> bool:
+    async def _no_answer(self, last_well: datetime, why: str) -> None:
         """Nothing is known. After a while its machines count as offline and its instances as out of sight."""
         now = self.clock()
+        self.cluster.trusted = False
         if (now - last_well).total_seconds() < self.machine_timeout or self._down:
             log.warning("cluster %s: %s", self.cluster.name, why)
-            return False
+            return
         log.error("cluster %s has not been seen well since %s: %s", self.cluster.name, last_well, why)
         await self.store.write(self._record_down, last_well, now)
         self._down, self._written = True, None
-        return False
 
     def _record_down(self, connection: Connection, last_well: datetime, now: datetime) -> None:
         machines.offline(connection, self.cluster.id)
         lost_at = now + timedelta(seconds=self.grace)
-        keys = progress.active_on(connection, self.cluster.id)
-        progress.miss(connection, keys, last_well, now, lost_at=lost_at, look_at=lost_at)
+        keys = sightings.active_on(connection, self.cluster.id)
+        sightings.miss(connection, keys, last_well, now, lost_at=lost_at, look_at=lost_at)
 
     async def _sweep(self, stray: set[str]) -> None:
         """Remove what the store knows as released: a driver call that outlived its lease made it again."""

@@ -5,15 +5,20 @@ process may be killed between any two of them and the next one decides the same.
 
 | the attempt | running | stopped | absent | unknown |
 | --- | --- | --- | --- | --- |
-| is no longer wanted | Remove | Remove | Release | Wait |
+| is no longer wanted | Remove | Remove | Release | Wait, or Abandon |
 | is to become active | Start | Start | Start | Wait |
 | … and its deadline is over | GiveUp | GiveUp | GiveUp | GiveUp |
 | is active | Rest, or Recover | Restart, or Lose | Lose | Wait, or Lose |
 """
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
+
+from vectordash.server.instances.lifecycle import MOST_RESTARTS
+
+PATIENCE = timedelta(minutes=2)
+"""How long after its deadline a failed attempt's machine may stay out of reach before the renter is told."""
 
 Sight = Literal[
     "running",
@@ -39,7 +44,8 @@ class Desired:
     """When it counts as lost if it is still out of sight."""
     starts_failed: int = 0
     """In a row, of an active one that had stopped."""
-    most_starts: int = 3
+    again: bool = False
+    """Its start failed, and the same GPU is to be tried once more as soon as nothing is left of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,13 @@ class GiveUp:
 
 
 @dataclass(frozen=True, slots=True)
+class Abandon:
+    """Its GPU was to be tried once more, but its machine is out of reach for too long: no more tries."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Lose:
     """It was active and is lost."""
 
@@ -97,22 +110,26 @@ class Rest:
     """It is as it should be."""
 
 
-Step = Start | Restart | Recover | Remove | Release | GiveUp | Lose | Wait | Rest
+Step = Start | Restart | Recover | Remove | Release | GiveUp | Abandon | Lose | Wait | Rest
 
 
 def step(desired: Desired, sight: Sight, now: datetime) -> Step:
     """Decide the next step of one attempt."""
     if not desired.wanted:
-        return _towards_release(sight)
+        return _towards_release(desired, sight, now)
     if not desired.active:
         return _towards_active(desired, sight, now)
     return _stay_active(desired, sight, now)
 
 
-def _towards_release(sight: Sight) -> Step:
+def _towards_release(desired: Desired, sight: Sight, now: datetime) -> Step:
     if sight == "absent":
         return Release()
-    return Wait() if sight == "unknown" else Remove()
+    if sight != "unknown":
+        return Remove()
+    if desired.again and now >= desired.deadline + PATIENCE:
+        return Abandon("the machine of its GPU could not be reached to try it once more")
+    return Wait()
 
 
 def _towards_active(desired: Desired, sight: Sight, now: datetime) -> Step:
@@ -131,6 +148,6 @@ def _stay_active(desired: Desired, sight: Sight, now: datetime) -> Step:
     over = desired.lost_at is not None and now >= desired.lost_at
     if sight == "unknown":
         return Lose("its machine could not be reached for too long") if over else Wait(desired.lost_at)
-    if over or desired.starts_failed >= desired.most_starts:
+    if over or desired.starts_failed >= MOST_RESTARTS:
         return Lose("it had stopped and could not be started again")
     return Restart()

@@ -23,6 +23,7 @@ from vectordash.server.drivers.base import (
     SeenMachine,
     Spec,
     StartFailed,
+    Unreachable,
 )
 from vectordash.server.drivers.local import computer, gpus, processes
 from vectordash.server.drivers.local.folder import Folder, Place
@@ -63,14 +64,18 @@ class LocalDriver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._watched: dict[str, int] = {}
         self._news = asyncio.Event()
+        self._asking: asyncio.Future[SeenMachine] | None = None
 
     async def identity(self) -> str:
         """Tell which cluster this is: what stands in the folder."""
         return self._identity
 
     async def machines(self) -> Sequence[SeenMachine]:
-        """Describe this computer."""
-        return [await self._in_thread(self._describe)]
+        """Describe this computer. Its cards are asked one look at a time: a driver out of order may hang."""
+        if self._asking is not None and not self._asking.done():
+            raise Unreachable("NVML has not answered since the last look")
+        self._asking = asyncio.get_running_loop().run_in_executor(self._threads, self._describe)
+        return [await asyncio.shield(self._asking)]
 
     async def instances(self) -> Sequence[SeenInstance]:
         """List the folders of instances, and begin to watch those that an earlier server has started."""
@@ -80,8 +85,14 @@ class LocalDriver:
         return seen
 
     async def instance(self, name: str) -> SeenInstance | None:
-        """Look at one: its folder, and without one also for processes that may be left."""
-        return await self._in_thread(self._look_at, self._folder.place(name))
+        """Look at one: its folder, and without one also for processes that may be left.
+
+        While it is being started or removed this waits: a start whose caller has left may be about to make
+        what is not there yet, so “nothing” would be no proof.
+        """
+        place = self._folder.place(name)
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            return await self._in_thread(self._look_at, place)
 
     async def ensure(self, spec: Spec) -> None:
         """Start it, unless it runs."""

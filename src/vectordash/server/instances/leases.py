@@ -1,0 +1,212 @@
+"""Leases: the right of one worker to work on one instance, and what it loads to decide.
+
+An instance is *due* when it should be looked at; whoever works on it holds its lease, for a while and with a
+version. Every record is guarded by the version, so one that has lost its lease writes nothing. `generation`
+tells whether something new was desired meanwhile, so that no wake-up is lost.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Literal
+
+from sqlalchemy import ColumnElement, Connection, bindparam, case, func, or_, select, update
+
+from vectordash.server.instances.tables import attempts, instances
+from vectordash.server.machines.tables import gpus, machines
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """An attempt that still holds its GPU."""
+
+    id: int
+    number: int
+    gpu_id: int
+    gpu_uuid: str
+    machine_id: int
+    machine: str
+    cluster_id: int
+    driver_name: str
+    hostname: str
+    bound_address: str
+    probe_address: str
+    port: int
+    host_key: bytes | None
+    host_public_key: str
+    cores: int
+    ram: int
+    storage: int
+    deadline: datetime | None
+    """By when a login must have worked; None while its cluster is not one of ours."""
+    again: bool
+    """Failed, and the same GPU is to be tried once more."""
+    failed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """An instance under a lease, with all that a step needs to know."""
+
+    key: str
+    version: int
+    generation: int
+    gpu_type: str
+    image: str
+    price: Decimal
+    until: datetime
+    active_at: datetime | None
+    ended_at: datetime | None
+    unseen_since: datetime | None
+    lost_at: datetime | None
+    restarts: int
+    failures: int
+    pem: bytes | None
+    public_key: str
+    attempt: int
+    attempts: tuple[Attempt, ...]
+
+
+def due(connection: Connection, now: datetime, most: int) -> list[str]:
+    """Which instances are due and under nobody's lease?"""
+    query = (
+        select(instances.c.key)
+        .where(instances.c.due_at <= now, _unleased(now))
+        .order_by(instances.c.due_at)
+        .limit(most)
+    )
+    return list(connection.execute(query).scalars())
+
+
+def next_due(connection: Connection) -> datetime | None:
+    """When is the next instance due, or its lease over?"""
+    later = case(
+        (instances.c.lease_until > instances.c.due_at, instances.c.lease_until), else_=instances.c.due_at
+    )
+    query = select(func.min(later)).where(instances.c.due_at.is_not(None))
+    return connection.execute(query).scalar()
+
+
+def lease(
+    connection: Connection, key: str, now: datetime, until: datetime, deadlines: Mapping[int, datetime]
+) -> Work | None:
+    """Take an instance that is due to work on, unless somebody else has it.
+
+    `deadlines`: by when an attempt that begins now must have come to a login, on each cluster.
+    """
+    taken = connection.execute(
+        update(instances)
+        .where(instances.c.key == key, instances.c.due_at <= now, _unleased(now))
+        .values(lease_until=until, lease_version=instances.c.lease_version + 1)
+        .returning(instances.c.lease_version)
+    ).scalar()
+    return None if taken is None else _work(connection, key, deadlines)
+
+
+def _unleased(now: datetime) -> ColumnElement[bool]:
+    return or_(instances.c.lease_until.is_(None), instances.c.lease_until <= now)
+
+
+def break_leases(connection: Connection) -> None:
+    """End all leases: their holders are known to be dead, since only one server may use this store."""
+    connection.execute(update(instances).where(instances.c.lease_until.is_not(None)).values(lease_until=None))
+
+
+_INSTANCE = select(
+    instances.c.key,
+    instances.c.lease_version.label("version"),
+    instances.c.generation,
+    instances.c.gpu_type,
+    instances.c.image,
+    instances.c.price,
+    instances.c.until,
+    instances.c.active_at,
+    instances.c.ended_at,
+    instances.c.unseen_since,
+    instances.c.lost_at,
+    instances.c.restarts,
+    instances.c.failures,
+    instances.c.pem,
+    instances.c.public_key,
+    instances.c.attempt,
+).where(instances.c.key == bindparam("instance"))
+_HELD = (
+    select(
+        attempts.c.id,
+        attempts.c.number,
+        attempts.c.gpu_id,
+        gpus.c.uuid.label("gpu_uuid"),
+        attempts.c.machine_id,
+        machines.c.name.label("machine"),
+        machines.c.cluster_id,
+        attempts.c.driver_name,
+        attempts.c.hostname,
+        attempts.c.bound_address,
+        attempts.c.probe_address,
+        attempts.c.port,
+        attempts.c.host_key,
+        attempts.c.host_public_key,
+        attempts.c.cores,
+        attempts.c.ram,
+        attempts.c.storage,
+        attempts.c.deadline,
+        attempts.c.again,
+        attempts.c.failed_at.is_not(None).label("failed"),
+    )
+    .join_from(attempts, gpus, attempts.c.gpu_id == gpus.c.id)
+    .join(machines, attempts.c.machine_id == machines.c.id)
+    .where(attempts.c.instance == bindparam("instance"), attempts.c.released_at.is_(None))
+    .order_by(attempts.c.number.desc())
+)
+
+
+def _work(connection: Connection, key: str, deadlines: Mapping[int, datetime]) -> Work:
+    """Load an instance; attempts that nobody has begun begin now."""
+    row = connection.execute(_INSTANCE, {"instance": key}).mappings().one()
+    holding = [dict(one) for one in connection.execute(_HELD, {"instance": key}).mappings()]
+    for one in holding:
+        if one["deadline"] is None and one["cluster_id"] in deadlines:
+            one["deadline"] = deadlines[one["cluster_id"]]
+            begun = update(attempts).where(attempts.c.id == one["id"]).values(deadline=one["deadline"])
+            connection.execute(begun)
+    return Work(**row, attempts=tuple(Attempt(**one) for one in holding))
+
+
+def reload(connection: Connection, work: Work, deadlines: Mapping[int, datetime]) -> Work | None:
+    """What is desired and recorded now? None if the lease is lost."""
+    return None if held(connection, work) == "lost" else _work(connection, work.key, deadlines)
+
+
+def finish(
+    connection: Connection, work: Work, due_at: datetime | None, now: datetime, *, came_to: bool
+) -> None:
+    """Give a lease back. What was desired meanwhile is due at once; `came_to` ends a back-off."""
+    connection.execute(
+        update(instances)
+        .where(instances.c.key == work.key, instances.c.lease_version == work.version)
+        .values(
+            lease_until=None,
+            due_at=case((instances.c.generation == work.generation, due_at), else_=now),
+            failures=0 if came_to else instances.c.failures + 1,
+        )
+    )
+
+
+Hold = Literal[
+    "wanted",  # the lease is ours, and the instance goes on
+    "ended",  # the lease is ours, but the instance has ended, perhaps a moment ago
+    "lost",  # somebody else took over: nothing may be written
+]
+
+
+def held(connection: Connection, work: Work) -> Hold:
+    """Tell whether the lease is still ours and what for, and keep it so until the transaction ends."""
+    ours = connection.execute(
+        select(instances.c.ended_at)
+        .where(instances.c.key == work.key, instances.c.lease_version == work.version)
+        .with_for_update()
+    ).one_or_none()
+    if ours is None:
+        return "lost"
+    return "wanted" if ours.ended_at is None else "ended"
