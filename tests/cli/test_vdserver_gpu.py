@@ -44,7 +44,7 @@ def stray(operator: Operator) -> None:
 
     def record(connection: Connection) -> None:
         cluster = connection.execute(select(clusters.c.id)).scalar_one()
-        uuid = machines.uuid_of(connection, 2)
+        uuid = connection.execute(select(gpus.c.uuid).where(gpus.c.id == 2)).scalar_one()
         machines.keep_orphans(connection, operator.clock(), cluster, [("vd-stray", uuid, None)])
 
     change(operator, record)

@@ -125,3 +125,15 @@ def test_of_several_of_one_name_the_live_one_is_meant_or_the_keys_are_named(
     else:
         said = busy.refused("instance", "show", "same")
         assert [key for key in keys if key not in said] == []
+
+
+def test_ending_before_the_promise_is_over_needs_force(busy: Operator) -> None:
+    """And then counts as a broken promise, for which the renter pays completed hours only."""
+    key = key_of(busy, "steady")
+
+    assert f"vdserver instance end {key} --force" in busy.refused("instance", "end", key)
+
+    busy.do("instance", "end", key, "--force")
+    shown = busy.do("instance", "show", key, "--json").json
+    assert (shown["status"], shown["end_reason"], shown["error_occurred"]) == ("complete", "broken", True)
+    assert "has ended already" in busy.refused("instance", "end", key, "--force")

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import asyncssh
 import pytest
 import pytest_asyncio
 import uvloop
@@ -20,6 +21,7 @@ from renting import Keys
 from vectordash.server.drivers.base import PortBusy, SeenInstance, Spec, StartFailed
 from vectordash.server.drivers.local import processes
 from vectordash.server.drivers.local.driver import LocalDriver
+from vectordash.server.drivers.local.orders import MARK
 from vectordash.server.drivers.local.sandbox import NoSandbox, Sandbox
 
 pytestmark = pytest.mark.needs("bwrap", "ssh", "sftp")
@@ -584,3 +586,72 @@ def children_of_ours() -> list[str]:
         for task in Path("/proc/self/task").iterdir()
         for child in (task / "children").read_text().split()
     ]
+
+
+@pytest.mark.asyncio
+async def test_a_renter_cannot_look_into_the_first_process(
+    sandboxed: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path]
+) -> None:
+    """It is its renter's own user, and yet: no memory, no environment, no descriptors."""
+    spec = make_spec()
+    await sandboxed.ensure(spec)
+    looks = "cat /proc/1/environ /proc/1/mem; ls /proc/1/fd/; true"
+
+    _, shown = await ssh(ssh_config(spec), f"({looks}) 2>/dev/null")
+
+    assert shown == ""
+
+
+@pytest.mark.asyncio
+async def test_a_renter_who_locks_his_home_is_let_in_again(
+    driver: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path]
+) -> None:
+    spec = make_spec()
+    await driver.ensure(spec)
+    await ssh(ssh_config(spec), "chmod 000 .")
+    for process in processes.family(driver._mark(spec.name)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    await eventually(lambda: not processes.family(driver._mark(spec.name)))
+
+    await driver.ensure(spec)
+
+    assert (await ssh(ssh_config(spec), "echo here"))[1] == "here\n"
+
+
+@pytest.mark.asyncio
+async def test_a_mark_inside_a_sandbox_is_no_mark(
+    sandboxed: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path]
+) -> None:
+    """Or a renter could keep another's instance from ever being gone."""
+    mine, other = make_spec("vd-mine"), make_spec("vd-other")
+    await sandboxed.ensure(mine)
+    await sandboxed.ensure(other)
+    forged = f"{MARK}={sandboxed._mark(other.name)}"
+    await ssh(ssh_config(mine), f"{forged} setsid sleep 61 >/dev/null 2>&1 </dev/null &")
+
+    await sandboxed.remove(other.name)
+
+    assert await sandboxed.instance(other.name) is None
+    assert (await ssh(ssh_config(mine), "pgrep -x sleep | wc -l"))[1] == "1\n"
+
+
+@pytest.mark.asyncio
+async def test_a_pipe_is_refused_over_sftp_and_stops_nothing(
+    driver: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path]
+) -> None:
+    spec = make_spec()
+    await driver.ensure(spec)
+    await ssh(ssh_config(spec), "mkfifo pipe")
+    key = asyncssh.import_private_key(ssh_config(spec).with_name("pem").read_text())
+
+    async with (
+        asyncssh.connect(
+            spec.address, spec.port, username="ubuntu", client_keys=[key], known_hosts=None, config=None
+        ) as connection,
+        connection.start_sftp_client() as sftp,
+    ):
+        with pytest.raises(asyncssh.SFTPError, match="pipe"):
+            await sftp.open("pipe", "rb")
+
+    assert (await ssh(ssh_config(spec), "echo alive"))[1] == "alive\n"

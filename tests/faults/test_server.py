@@ -218,3 +218,41 @@ def test_what_cannot_be_started_says_why_in_one_line(tmp_path: Path, arguments: 
     assert done.returncode == 1
     assert word in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_nobody_can_listen_beside_the_server(servers: Servers) -> None:
+    """Or a program of its own user, a renter's, would be sent a part of the requests, tokens and all."""
+    server = servers.start()
+
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", server.port))
+
+
+def test_a_request_that_says_nothing_holds_no_place_for_ever(servers: Servers) -> None:
+    """The server hangs up on whoever has not sent its headers; others are served meanwhile."""
+    server = servers.start()
+
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as silent:
+        silent.sendall(b"GET /api/gpus HTTP/1.1\r\n")
+        assert server.call("GET", "/api/gpus").status == 200
+        while silent.recv(4096):
+            pass
+
+
+def test_a_damaged_store_leads_to_the_doctor(servers: Servers) -> None:
+    server = servers.start()
+    server.stop()
+    (server.data / "store.db").write_bytes(b"no store at all" * 1000)
+    for companion in ("store.db-wal", "store.db-shm"):
+        (server.data / companion).unlink(missing_ok=True)
+
+    again = servers.launch()
+    again.process.wait(20)
+
+    said = again.log.read_text()
+    assert again.process.returncode == 1
+    assert "vdserver doctor" in said
+    assert len(said.splitlines()) == 1

@@ -221,3 +221,28 @@ def test_money_is_kept_to_the_micro_dollar(empty: Store, given: str, back: str) 
 
 def test_no_money_is_none(empty: Store) -> None:
     assert kept(empty, sums, "of", None) == [None]
+
+
+def test_a_migration_can_rebuild_a_table_that_others_point_to(rented: Store) -> None:
+    """SQLite drops it on the way, with rows in the tables that refer to it."""
+    before = rented.ask(how_many, "instances")
+
+    with rented.migrating() as connection:
+        connection.exec_driver_sql("create table new_instances as select * from instances")
+        connection.exec_driver_sql("drop table instances")
+        connection.exec_driver_sql("alter table new_instances rename to instances")
+        connection.exec_driver_sql("create unique index again on instances (key)")
+
+    assert rented.ask(how_many, "instances") == before > 0
+
+
+def test_a_migration_that_breaks_references_is_undone(rented: Store) -> None:
+    with pytest.raises(IntegrityError), rented.migrating() as connection:
+        connection.exec_driver_sql("delete from users")
+
+    assert rented.ask(how_many, "users") == 1
+
+
+def how_many(connection: Connection, table: str) -> int:
+    """Count the rows of a table."""
+    return int(connection.exec_driver_sql(f"select count(*) from {table}").scalar_one())  # noqa: S608

@@ -35,3 +35,7 @@ class BootClock:
     def __call__(self) -> datetime:
         """Tell the time."""
         return self._wall + timedelta(seconds=time.clock_gettime(time.CLOCK_BOOTTIME) - self._boot)
+
+    def drift(self) -> float:
+        """Seconds by which the wall clock has been set away from ours; positive if it is ahead."""
+        return (datetime.now(UTC) - self()).total_seconds()

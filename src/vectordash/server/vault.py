@@ -64,7 +64,7 @@ def from_text(text: str) -> Vault:
 
 def from_file(path: Path) -> Vault:
     """Read the vault of a data folder."""
-    return from_text(path.read_text())
+    return from_text(path.read_text(encoding="ascii", errors="replace"))
 
 
 def create_file(path: Path) -> Vault:

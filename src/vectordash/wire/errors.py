@@ -11,7 +11,7 @@
     ├── Gone 410
     ├── TooManyRequests 429
     ├── InternalError 500
-    ├── ServiceUnavailable 503 ── Unavailable (the store), PortsExhausted, Maintenance
+    ├── ServiceUnavailable 503 ── Unavailable (the store) ── Damaged; PortsExhausted, Maintenance
     └── GpuUnavailable 504 ── OfferChanged
 
 Services raise them, `server/api/errors.py` alone turns them into answers. `reason` is the stable word for
@@ -249,6 +249,13 @@ class Unavailable(ServiceUnavailable):
 
     def __init__(self, why: str, retry_after: int = 2) -> None:
         super().__init__(retry_after=retry_after, why=why)
+
+
+class Damaged(Unavailable):
+    """The store of this cloud is damaged ({why}). Its operator has to mend it: `vdserver doctor` says more.
+    Instances that run are not affected."""
+
+    reason = "store_damaged"
 
 
 class PortsExhausted(ServiceUnavailable):

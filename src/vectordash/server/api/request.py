@@ -3,6 +3,7 @@
 Whatever is wrong with a body is the sender's to mend, so nothing here ends in a 500 or a 413.
 """
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -14,6 +15,8 @@ from vectordash.wire.errors import BadRequest
 
 LONGEST_BODY = 65_536
 """Bytes."""
+BODY_WITHIN = 20
+"""Seconds that a client has to send a body; an unfinished one would hold a place."""
 
 
 class StrictRequest(Request[Any, Any, Any]):
@@ -22,7 +25,10 @@ class StrictRequest(Request[Any, Any, Any]):
     async def body(self) -> bytes:
         """Read the body whole."""
         try:
-            body = await super().body()
+            async with asyncio.timeout(BODY_WITHIN):
+                body = await super().body()
+        except TimeoutError as error:
+            raise BadRequest(f"The body did not arrive within {BODY_WITHIN} s.") from error
         except RequestEntityTooLarge as error:
             raise BadRequest(f"The body is over {LONGEST_BODY // 1024} KiB.") from error
         except InternalServerException as error:

@@ -62,9 +62,7 @@ def clock_of(context: click.Context | None) -> Clock:
 @contextmanager
 def opened(context: click.Context) -> Iterator["Store"]:
     """Open the store of a cloud that was started before, while it serves or not."""
-    from sqlalchemy.exc import DatabaseError  # noqa: PLC0415 - slow to import, and `--help` needs none of it
-
-    from vectordash.server.db.migrate import revision  # noqa: PLC0415
+    from vectordash.server.db.migrate import revision  # noqa: PLC0415 - slow, and `--help` needs none of it
     from vectordash.server.db.session import Store  # noqa: PLC0415
 
     settings = settings_of(context)
@@ -73,12 +71,6 @@ def opened(context: click.Context) -> Iterator["Store"]:
     try:
         demand_revision(settings.data, store.ask(revision))
         yield store
-    except DatabaseError as error:
-        if type(error) is not DatabaseError:
-            raise
-        raise FolderRefused(
-            f"{settings.data / 'store.db'} is damaged, or no store: {error.orig}. See: vdserver doctor"
-        ) from error
     finally:
         store.close()
 
@@ -120,6 +112,7 @@ def demand_revision(data: Path, found: str | None) -> None:
 def locked(settings: Settings) -> Iterator[None]:
     """Hold the data folder for one server; the second is told who has it."""
     settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.data.chmod(0o700)
     path = settings.data / _LOCK
     with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+") as file:
         if not _took(file):

@@ -14,6 +14,7 @@ from vectordash.server.instances import oversight
 from vectordash.server.instances.charge import Use, charge
 from vectordash.server.instances.lifecycle import status
 from vectordash.server.instances.oversight import History, Overview, Tried
+from vectordash.server.instances.reclaim import reclaim
 from vectordash.wire.errors import BadRequest
 
 _SHOWN = 5
@@ -88,6 +89,22 @@ def show(context: click.Context, key: str, *, as_json: bool) -> None:
     output.give("")
     events = [(event.time, event.kind, event.attempt, event.message) for event in past.events]
     output.give_table(("time", "event", "attempt", "message"), events, empty="", wrap=True)
+
+
+@command.command(
+    "end", epilog=example("vdserver instance end 3f9a0c", "vdserver instance end 3f9a0c --force")
+)
+@click.argument("key", metavar="KEY|NAME")
+@click.option("--force", is_flag=True, help="Even before what was promised is over.")
+@data_option
+@click.pass_context
+def end(context: click.Context, key: str, *, force: bool) -> None:
+    """End somebody's instance. Billing stops now; a running server removes it within seconds."""
+    with opened(context) as store:
+        one = _find(store, key)
+        until = store.ask(oversight.history, one.key).until
+        store.change(reclaim, clock_of(context)(), one, until, force=force)
+    output.say(f"{one.key} “{one.name}” of {one.email} has ended.")
 
 
 def _find(store: Store, key_or_name: str) -> Overview:

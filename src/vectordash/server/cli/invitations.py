@@ -9,6 +9,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 
 from vectordash.server.accounts.service import Invitation, demand_email, demand_token_name
+from vectordash.server.trouble import Trouble
 from vectordash.wire.errors import BadRequest
 
 HEAD = "email,token\n"
@@ -21,7 +22,7 @@ _SHOWN = 10
 """Faults that are told at once."""
 
 
-class InvitationsRefused(Exception):
+class InvitationsRefused(Trouble):
     """The file cannot be taken; the message names the lines and what is wrong with each."""
 
 

@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
+import os
+import resource
 import signal
+import socket
 from pathlib import Path
 
 import click
 
 from vectordash import __version__
 from vectordash.server import app, logs
-from vectordash.server.api.serving import probe, serve
+from vectordash.server.api.serving import listen, serve
 from vectordash.server.app import ControlPlane
 from vectordash.server.cli import demo, output
 from vectordash.server.cli.folder import FolderRefused, locked, settings_of
@@ -25,6 +28,9 @@ from vectordash.wire.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
+_LOOK_AT_CLOCK = 10.0
+_DRIFT = 2.0
+"""Seconds."""
 _LOOK_AT_FOLDER = 1.0
 """Seconds between two looks at whether the data folder is still there."""
 
@@ -49,16 +55,23 @@ def command(
     settings = settings_of(context, **given | ({"data": data} if data else {}))
     _demand_loopback(settings)
     with locked(settings):
-        probe(settings.host, settings.port)
+        listener = listen(settings.host, settings.port)
         logs.set_up(settings)
+        _raise_open_files()
         store = app.open_store(settings)
         keys = app.open_vault(settings, store)
         store.change(leases.break_leases)
         driver = LocalDriver(settings.data / "local", simulate=settings.simulate)
         import uvloop  # noqa: PLC0415 - here and only here a loop is started
 
-        uvloop.run(_up(settings, store, keys, driver))
+        uvloop.run(_up(settings, listener, store, keys, driver))
     return output.DONE
+
+
+def _raise_open_files() -> None:
+    """Allow as many open files as may be: each connection is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _demand_loopback(settings: Settings) -> None:
@@ -69,31 +82,35 @@ def _demand_loopback(settings: Settings) -> None:
         )
 
 
-async def _up(settings: Settings, store: Store, keys: Vault, driver: LocalDriver) -> None:
+async def _up(
+    settings: Settings, listener: socket.socket, store: Store, keys: Vault, driver: LocalDriver
+) -> None:
     clock = BootClock()
     cluster = await app.join(store, clock, "local", driver, settings.port_range)
     plane = app.build(settings, store, keys, [cluster], clock)
     environment = demo.prepare(store, clock, settings)
+    drifting = asyncio.create_task(_watch_clock(clock))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     reconciling = asyncio.create_task(plane.reconciler.run())
     watching = asyncio.create_task(_watch_folder(settings.data, stop))
-    for task in (reconciling, watching):
+    for task in (reconciling, watching, drifting):
         task.add_done_callback(lambda task: _stop_with(task, stop))
     try:
         await serve(
             plane.app,
             settings,
+            listener,
             stop=stop,
             ready=lambda: _greet(settings, store, driver, environment),
             draining=plane.services.instances.waiters.tell_all,
         )
     finally:
-        for task in (reconciling, watching):
+        for task in (reconciling, watching, drifting):
             task.cancel()
-        await asyncio.gather(reconciling, watching, return_exceptions=True)
+        await asyncio.gather(reconciling, watching, drifting, return_exceptions=True)
         _say_goodbye(settings, plane)
         await plane.close()
 
@@ -112,12 +129,22 @@ async def _watch_folder(data: Path, stop: asyncio.Event) -> None:
         await asyncio.sleep(_LOOK_AT_FOLDER)
         try:
             there = (data / "store.db").stat().st_ino == was
-        except FileNotFoundError:
+        except OSError:  # deleted, or no longer ours to see
             there = False
         if not there:
             log.error("the data folder %s was deleted: stopping; its instances end by themselves", data)
             stop.set()
             return
+
+
+async def _watch_clock(clock: BootClock) -> None:
+    """Tell when somebody has set the computer's clock: ours goes on as it was until the next start."""
+    told = 0.0
+    while True:
+        await asyncio.sleep(_LOOK_AT_CLOCK)
+        if abs((drift := clock.drift()) - told) > _DRIFT:
+            log.warning("the clock was set: it is %.0f s off the time that this server goes by", drift)
+            told = drift
 
 
 def _greet(settings: Settings, store: Store, driver: LocalDriver, environment: Path | None) -> None:
@@ -141,8 +168,9 @@ def _greet(settings: Settings, store: Store, driver: LocalDriver, environment: P
 
 def _describe(sandbox: Sandbox | NoSandbox) -> str:
     if isinstance(sandbox, NoSandbox):
-        return f"none ({sandbox.reason}): whoever rents runs as you; install bubblewrap to change that"
-    return "bubblewrap: instances see neither each other nor your files"
+        who = "root, with all of this computer" if os.geteuid() == 0 else "you, with all your files"
+        return f"NONE ({sandbox.reason}): whoever rents is {who}. Install bubblewrap to change that"
+    return "bubblewrap: instances see no files and processes but their own; all share the network"
 
 
 def _say_goodbye(settings: Settings, plane: ControlPlane) -> None:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import QueuePool
 
-from vectordash.wire.errors import Unavailable
+from vectordash.wire.errors import Damaged, Unavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -41,6 +41,8 @@ _OUTAGES = frozenset(
 )
 """SQLite's codes for what is no mistake of ours. The driver's classes do not tell: malformed SQL is an
 “operational” error to it, and a damaged file is not."""
+_DAMAGES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+"""Those of them that waiting does not mend."""
 
 
 class Store:
@@ -157,7 +159,8 @@ def _told() -> Iterator[None]:
     except DBAPIError as error:
         if not _is_outage(error):
             raise
-        raise Unavailable(str(error.orig)) from error
+        damaged = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _DAMAGES
+        raise (Damaged if damaged else Unavailable)(str(error.orig)) from error
 
 
 def _is_outage(error: DBAPIError) -> bool:

@@ -15,14 +15,15 @@ EndReason = Literal[
     "not_started",  # every attempt failed; costs nothing
     "lost",  # it was active and is gone, or could not be reached for too long
     "time_limit",  # its account's limit of hours
-    "reclaimed",  # the promise was over, and its host or the operator needed the GPU
+    "reclaimed",  # the promise was over, and the operator or host needed the GPU
+    "broken",  # the operator ended it before what was promised was over
 ]
 
 MOST_ATTEMPTS = 3
 MOST_RESTARTS = 3
 """Failed starts of a stopped, once active instance before it counts as lost."""
 
-ERRORS: frozenset[EndReason] = frozenset({"not_started", "lost"})
+ERRORS: frozenset[EndReason] = frozenset({"not_started", "lost", "broken"})
 """Ends that nobody wished for."""
 
 

@@ -159,13 +159,15 @@ def tell(
 
 
 def events_of(connection: Connection, key: str) -> list[tuple[datetime, str, int | None, str]]:
-    """What happened to this instance? Oldest first: (time, kind, attempt, message)."""
+    """What happened to this instance? The last 1,000, oldest first: (time, kind, attempt, message)."""
     query = (
         select(events.c.time, events.c.kind, events.c.attempt, events.c.message)
         .where(events.c.instance == key)
-        .order_by(events.c.id)
+        .order_by(events.c.id.desc())
+        .limit(1000)
     )
-    return [(time, kind, attempt, message) for time, kind, attempt, message in connection.execute(query)]
+    rows = reversed(connection.execute(query).all())
+    return [(time, kind, attempt, message) for time, kind, attempt, message in rows]
 
 
 # --- renting ---------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ instances = Table(
     CheckConstraint("ended_at is not null or not error", name="error"),
     CheckConstraint("(unseen_since is null) = (lost_at is null)", name="sight"),
     CheckConstraint(
-        "end_reason in ('deleted', 'not_started', 'lost', 'time_limit', 'reclaimed')", name="reason"
+        "end_reason in ('deleted', 'not_started', 'lost', 'time_limit', 'reclaimed', 'broken')", name="reason"
     ),
 )
 Index(

@@ -74,7 +74,7 @@ class LocalDriver:
         """Describe this computer. Its cards are asked one look at a time: a driver out of order may hang."""
         if self._asking is not None and not self._asking.done():
             raise Unreachable("NVML has not answered since the last look")
-        self._asking = asyncio.get_running_loop().run_in_executor(self._threads, self._describe)
+        self._asking = asyncio.ensure_future(self._in_thread(self._describe))
         return [await asyncio.shield(self._asking)]
 
     async def instances(self) -> Sequence[SeenInstance]:
@@ -194,8 +194,12 @@ class LocalDriver:
         os.close(pidfd)
 
     async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run what blocks. What the system refuses is a fault of this computer, told as one."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lambda: work(*args, **kwargs))
+        try:
+            return await loop.run_in_executor(self._threads, lambda: work(*args, **kwargs))
+        except OSError as error:
+            raise DriverError(f"this computer refuses: {error}") from error
 
     # What runs in a thread.
 

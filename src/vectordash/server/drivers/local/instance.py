@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import TextIO
 
 import asyncssh
@@ -24,6 +25,7 @@ from vectordash.server.drivers.local.orders import orders as read_orders
 from vectordash.server.drivers.local.session import Machine, Session
 
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_DUMPABLE = 4
 _LOG_LIMIT = 262_144
 """Characters of log in the life of an instance: it lies on the host's disk, and strangers can cause it."""
 
@@ -93,7 +95,13 @@ def _settle(orders: Orders) -> None:
     os.chdir(orders.home)
     os.umask(0o022)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if not orders.sandboxed:
+    # When memory runs out, a renter's machine goes before the server does.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500", encoding="ascii")
+    if orders.sandboxed:
+        # Its renter is its own user: no look into its memory, its environment or its descriptors.
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    else:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     logging.basicConfig(level=logging.WARNING, handlers=[_ShortLog()])
 

@@ -54,6 +54,7 @@ def launch(
     place.make(sandbox.owner if isinstance(sandbox, Sandbox) else None)
     if not place.home.is_dir():
         raise StartFailed("its disk is gone")
+    place.home.chmod(0o750)  # whatever its renter did to it: the program has to get in
     if place.running() or (alive := place.take()) is None:
         return None
     with contextlib.ExitStack() as stack:

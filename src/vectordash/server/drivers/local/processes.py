@@ -106,12 +106,19 @@ def _look(pid: int) -> Process | None:
 
 
 def _carries(pid: int, value: str) -> bool:
-    """Another user's process is not ours, and one that has just ended is no longer."""
+    """Another user's process is not ours, and one that has just ended is no longer.
+
+    Nor is one inside a sandbox, where a renter may set any mark; but the sandbox's own first process is.
+    """
     try:
         environ = Path(f"/proc/{pid}/environ").read_bytes()
+        status = Path(f"/proc/{pid}/status").read_bytes()
     except OSError:
         return False
-    return f"{MARK}={value}".encode() in environ.split(b"\0")
+    # Its number in our namespace of processes, and in each below it.
+    numbers = status.partition(b"NSpid:")[2].partition(b"\n")[0].split()
+    ours = len(numbers) == 1 or (len(numbers) == 2 and numbers[-1] == b"1")
+    return ours and f"{MARK}={value}".encode() in environ.split(b"\0")
 
 
 def _open(process: Process) -> int | None:

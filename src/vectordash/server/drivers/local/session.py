@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import stat
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -39,6 +40,14 @@ class Machine:
 
 class Files(asyncssh.SFTPServer):
     """The files of the instance, over SFTP, as the user that we are."""
+
+    def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> object:
+        """Open a file, but no pipe or socket: to wait for its other end would stop the whole machine."""
+        with contextlib.suppress(OSError):
+            kind = os.stat(self.map_path(path)).st_mode  # noqa: PTH116 - bytes
+            if stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind):
+                raise asyncssh.SFTPFailure("A pipe or socket cannot be transferred.")
+        return super().open(path, pflags, attrs)
 
     def exit(self) -> None:
         """End with success; without it, `scp` takes the end of a good copy for a failure."""

@@ -116,7 +116,7 @@ def upgrade() -> None:
         sa.Column("lease_version", sa.Integer(), nullable=False),
         sa.Column("failures", sa.Integer(), nullable=False),
         sa.CheckConstraint(
-            "end_reason in ('deleted', 'not_started', 'lost', 'time_limit', 'reclaimed')",
+            "end_reason in ('deleted', 'not_started', 'lost', 'time_limit', 'reclaimed', 'broken')",
             name=op.f("ck_instances_reason"),
         ),
         sa.CheckConstraint("(ended_at is null) = (end_reason is null)", name=op.f("ck_instances_end_reason")),
