@@ -655,3 +655,21 @@ async def test_a_pipe_is_refused_over_sftp_and_stops_nothing(
             await sftp.open("pipe", "rb")
 
     assert (await ssh(ssh_config(spec), "echo alive"))[1] == "alive\n"
+
+
+@pytest.mark.asyncio
+async def test_a_server_that_ignores_signals_does_not_pass_that_on(
+    driver: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path]
+) -> None:
+    """One under nohup ignores SIGHUP, by which renters' terminals hang up."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        spec = make_spec()
+        await driver.ensure(spec)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+    _, ignored = await ssh(ssh_config(spec), "grep SigIgn /proc/self/status")
+
+    # The C library keeps the first real-time signals to itself.
+    assert int(ignored.split()[1], 16) & 0x7FFFFFFF == 0

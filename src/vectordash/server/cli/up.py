@@ -15,7 +15,7 @@ from vectordash.server import app, logs
 from vectordash.server.api.serving import listen, serve
 from vectordash.server.app import ControlPlane
 from vectordash.server.cli import demo, output
-from vectordash.server.cli.folder import FolderRefused, locked, settings_of
+from vectordash.server.cli.folder import locked, settings_of
 from vectordash.server.clock import BootClock
 from vectordash.server.db.session import Store
 from vectordash.server.drivers.local.driver import LocalDriver
@@ -23,6 +23,7 @@ from vectordash.server.drivers.local.sandbox import NoSandbox, Sandbox
 from vectordash.server.instances import leases, oversight
 from vectordash.server.machines.store import all_gpus
 from vectordash.server.settings import Settings
+from vectordash.server.trouble import Trouble
 from vectordash.server.vault import Vault
 from vectordash.wire.errors import Unavailable
 
@@ -64,8 +65,8 @@ def command(
         driver = LocalDriver(settings.data / "local", simulate=settings.simulate)
         import uvloop  # noqa: PLC0415 - here and only here a loop is started
 
-        uvloop.run(_up(settings, listener, store, keys, driver))
-    return output.DONE
+        went_well = uvloop.run(_up(settings, listener, store, keys, driver))
+    return output.DONE if went_well else output.FAILED
 
 
 def _raise_open_files() -> None:
@@ -76,7 +77,7 @@ def _raise_open_files() -> None:
 
 def _demand_loopback(settings: Settings) -> None:
     if not settings.loopback:
-        raise FolderRefused(
+        raise Trouble(
             f"Listening on {settings.host} is refused: the instances of this cloud run on this very computer "
             "(driver `local`), which is for trying things out. Listen on 127.0.0.1."
         )
@@ -84,20 +85,22 @@ def _demand_loopback(settings: Settings) -> None:
 
 async def _up(
     settings: Settings, listener: socket.socket, store: Store, keys: Vault, driver: LocalDriver
-) -> None:
-    clock = BootClock()
-    cluster = await app.join(store, clock, "local", driver, settings.port_range)
-    plane = app.build(settings, store, keys, [cluster], clock)
-    environment = demo.prepare(store, clock, settings)
-    drifting = asyncio.create_task(_watch_clock(clock))
+) -> bool:
+    """Serve until told to stop; False if something ended that the server cannot do without."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    reconciling = asyncio.create_task(plane.reconciler.run())
-    watching = asyncio.create_task(_watch_folder(settings.data, stop))
-    for task in (reconciling, watching, drifting):
-        task.add_done_callback(lambda task: _stop_with(task, stop))
+    clock = BootClock()
+    cluster = await app.join(store, clock, "local", driver, settings.port_range)
+    plane = app.build(settings, store, keys, [cluster], clock)
+    environment = demo.prepare(store, clock, settings)
+    beside = [
+        asyncio.create_task(work)
+        for work in (plane.reconciler.run(), _watch_folder(settings.data), _watch_clock(clock))
+    ]
+    for task in beside:
+        task.add_done_callback(lambda _: stop.set())
     try:
         await serve(
             plane.app,
@@ -108,22 +111,20 @@ async def _up(
             draining=plane.services.instances.waiters.tell_all,
         )
     finally:
-        for task in (reconciling, watching, drifting):
+        ended = [task for task in beside if task.done()]
+        for task in beside:
             task.cancel()
-        await asyncio.gather(reconciling, watching, drifting, return_exceptions=True)
+        await asyncio.gather(*beside, return_exceptions=True)
+        for task in ended:
+            # It would take rentals and start none, or lose what it writes.
+            log.error("the server cannot go on", exc_info=task.exception())
         _say_goodbye(settings, plane)
         await plane.close()
+    return not ended
 
 
-def _stop_with(task: asyncio.Task[None], stop: asyncio.Event) -> None:
-    """Stop the server when something ends that it cannot do without: it would take rentals and start none."""
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("the server cannot go on", exc_info=error)
-        stop.set()
-
-
-async def _watch_folder(data: Path, stop: asyncio.Event) -> None:
-    """Stop if the data folder is deleted: nothing could be kept any more."""
+async def _watch_folder(data: Path) -> None:
+    """Return when the data folder is deleted: nothing can be kept any more."""
     was = (data / "store.db").stat().st_ino
     while True:
         await asyncio.sleep(_LOOK_AT_FOLDER)
@@ -133,7 +134,6 @@ async def _watch_folder(data: Path, stop: asyncio.Event) -> None:
             there = False
         if not there:
             log.error("the data folder %s was deleted: stopping; its instances end by themselves", data)
-            stop.set()
             return
 
 

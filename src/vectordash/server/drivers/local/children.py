@@ -45,8 +45,9 @@ class Children:
             file_actions=files,
             setsid=True,
             setsigmask=(),
-            # Python ignores SIGPIPE, and we SIGINT; both would be inherited.
-            setsigdef=(signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT),
+            # What is ignored is inherited: SIGPIPE by Python, SIGINT by us, SIGHUP where the server runs
+            # under nohup.
+            setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP},
         )
         child = Child(pid, self._loop.create_future())
         self._started[pid] = child.ended

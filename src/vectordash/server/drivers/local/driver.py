@@ -8,6 +8,7 @@ the composition root, before its loop runs: to try out the sandbox blocks for 50
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -33,6 +34,7 @@ from vectordash.server.drivers.local.orders import Word, word
 from vectordash.server.drivers.local.sandbox import USER, NoSandbox, Sandbox, probe
 from vectordash.server.drivers.login import login, warm
 
+log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -150,7 +152,7 @@ class LocalDriver:
             raise StartFailed(f"the instance did not start: {said.reason}")
 
     async def _hear(self, launched: Launch) -> Word:
-        """Wait for the word of a new instance; if it ends without, its log has the reason."""
+        """Wait for the word of a new instance; if it ends without one, that is a failure."""
         loop = asyncio.get_running_loop()
         readable = asyncio.Event()
         loop.add_reader(launched.answer, readable.set)
@@ -168,7 +170,10 @@ class LocalDriver:
             os.close(launched.answer)
         if answer:
             return word(answer)
-        return Word("failed", await self._in_thread(launched.place.last_words))
+        # Its last words tell of paths of this computer: they are for the operator.
+        last_words = await self._in_thread(launched.place.last_words)
+        log.warning("%s ended before it served: %s", launched.place.name, last_words)
+        return Word("failed", "its program ended before it served; the server's log says why")
 
     async def _end(self, place: Place) -> None:
         await self._in_thread(self._wipe, place)
