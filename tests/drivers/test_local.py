@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -612,7 +613,8 @@ async def test_a_renter_who_locks_his_home_is_let_in_again(
     for process in processes.family(driver._mark(spec.name)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, signal.SIGKILL)
-    await eventually(lambda: not processes.family(driver._mark(spec.name)))
+    while (seen := await driver.instance(spec.name)) is None or seen.state == "running":
+        await asyncio.sleep(0.01)
 
     await driver.ensure(spec)
 
@@ -673,3 +675,16 @@ async def test_a_server_that_ignores_signals_does_not_pass_that_on(
 
     # The C library keeps the first real-time signals to itself.
     assert int(ignored.split()[1], 16) & 0x7FFFFFFF == 0
+
+
+@pytest.mark.asyncio
+async def test_the_hostname_is_the_instance_s_own(
+    driver: LocalDriver, make_spec: MakeSpec, ssh_config: Callable[[Spec], Path]
+) -> None:
+    """Without a sandbox too, as the README's last line shows; the computer keeps its own."""
+    spec = make_spec()
+    before = socket.gethostname()
+    await driver.ensure(spec)
+
+    assert await ssh(ssh_config(spec), "hostname") == (0, f"{spec.hostname}\n")
+    assert socket.gethostname() == before != spec.hostname

@@ -20,6 +20,7 @@ from typing import TextIO
 import asyncssh
 
 from vectordash.server.drivers.local.children import Children
+from vectordash.server.drivers.local.hostname import set_hostname
 from vectordash.server.drivers.local.orders import MARK, VERSION, Orders, Word, encode
 from vectordash.server.drivers.local.orders import orders as read_orders
 from vectordash.server.drivers.local.session import Machine, Session
@@ -103,6 +104,8 @@ def _settle(orders: Orders) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
     else:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        with contextlib.suppress(OSError):
+            set_hostname(orders.hostname)
     logging.basicConfig(level=logging.WARNING, handlers=[_ShortLog()])
 
 

@@ -91,6 +91,7 @@ class _Start:
             user=USER,
             host_key=self.spec.host_key,
             authorized_keys=list(self.spec.authorized_keys),
+            hostname=self.spec.hostname,
             home=str(self._home()),
             environ=self._environ(),
             greeting=self._greeting(),

@@ -23,6 +23,7 @@ class Orders:
     """Who may log in."""
     host_key: str
     authorized_keys: list[str]
+    hostname: str
     home: str
     """As the program sees it."""
     environ: dict[str, str]
