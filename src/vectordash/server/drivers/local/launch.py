@@ -127,7 +127,8 @@ class _Start:
         return os.pidfd_open(process.pid)
 
     def _command(self, alive: int) -> list[str]:
-        program = [*python(), "-m", "vectordash.server.drivers.local.instance"]
+        # The mark is the program's argument, too: its environment may be nobody's to read.
+        program = [*python(), "-m", "vectordash.server.drivers.local.instance", self.mark]
         if isinstance(self.sandbox, NoSandbox):
             return program
         devices = [card.device for card in self.cards if card.device is not None]

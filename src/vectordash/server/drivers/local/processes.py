@@ -1,9 +1,10 @@
 """Finding and ending the processes of an instance.
 
-A process is an instance's if its environment carries the instance's mark, or if it descends from one that
-does. In a sandbox that is bubblewrap and everything below it; without one, the program is a subreaper, so
-what its renters detach stays below it. There is no file of process ids that could go stale. Signals go
-through pidfds, and to the process that was seen, never to another that got its number since.
+A process is an instance's if its environment carries the instance's mark (or its arguments, where nobody
+may read the environment), or if it descends from one that does. In a sandbox that is bubblewrap and
+everything below it; without one, the program is a subreaper, so what its renters detach stays below it.
+There is no file of process ids that could go stale. Signals go through pidfds, and to the process that was
+seen, never to another that got its number since.
 """
 
 import contextlib
@@ -111,14 +112,30 @@ def _carries(pid: int, value: str) -> bool:
     Nor is one inside a sandbox, where a renter may set any mark; but the sandbox's own first process is.
     """
     try:
-        environ = Path(f"/proc/{pid}/environ").read_bytes()
         status = Path(f"/proc/{pid}/status").read_bytes()
+        # Its number in our namespace of processes, and in each below it.
+        numbers = _field(status, b"NSpid")
+        if len(numbers) > 1 and numbers[1:] != [b"1"]:
+            return False
+        return value.encode() in _marks(pid, _field(status, b"Uid"))
     except OSError:
         return False
-    # Its number in our namespace of processes, and in each below it.
-    numbers = status.partition(b"NSpid:")[2].partition(b"\n")[0].split()
-    ours = len(numbers) == 1 or (len(numbers) == 2 and numbers[-1] == b"1")
-    return ours and f"{MARK}={value}".encode() in environ.split(b"\0")
+
+
+def _marks(pid: int, uids: list[bytes]) -> list[bytes]:
+    """What may be a mark: in the environment or, of our own that shows none to us either, the arguments."""
+    try:
+        environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except PermissionError:
+        if int(uids[0]) != os.geteuid():
+            return []
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    prefix = f"{MARK}=".encode()
+    return [entry.removeprefix(prefix) for entry in environ if entry.startswith(prefix)]
+
+
+def _field(status: bytes, name: bytes) -> list[bytes]:
+    return status.partition(b"\n" + name + b":")[2].partition(b"\n")[0].split()
 
 
 def _open(process: Process) -> int | None:
