@@ -4,6 +4,7 @@ A pytest plugin with one fixture, `servers`: `servers.start()` starts `vdserver 
 folder of the test's own; whatever is left at the end of the test is killed, instances first.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -184,11 +185,12 @@ def _processes() -> list[int]:
 
 
 def _environment(pid: int) -> bytes:
-    """Of a process; nothing if it has ended or is not ours."""
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return b""
+    """Of a process, and its arguments: the mark is in both, and one may be nobody's to read."""
+    found = b""
+    for file in ("environ", "cmdline"):
+        with contextlib.suppress(OSError):
+            found += Path(f"/proc/{pid}/{file}").read_bytes()
+    return found
 
 
 def _exports(text: str) -> dict[str, str]:
