@@ -1,6 +1,6 @@
 """What an instance gets of the machine that it is put on. Pure.
 
-Which GPU is chosen is one index seek in the store: `machines/store.py: best_offer`.
+Which GPU is chosen is one index seek: `machines/offers.py: best_offer`.
 """
 
 from collections.abc import Collection

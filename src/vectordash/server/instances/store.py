@@ -206,7 +206,7 @@ def forget_promises(connection: Connection, before: datetime) -> None:
 
 
 def held_by(connection: Connection, user_id: int) -> int:
-    """How many GPUs does this user hold now?"""
+    """How many live instances, each with one GPU, does this user have?"""
     query = select(func.count()).where(instances.c.user_id == user_id, instances.c.ended_at.is_(None))
     return connection.execute(query).scalar_one()
 

@@ -2,7 +2,7 @@
 
 Desired columns are written by the operator's commands (`listed`, `price`, `available_until`,
 `reserved_until`), observed ones by the reconciler's machine pass (`present`, `online`, `seen_at`), `free` by
-whoever holds and releases a GPU (`instances/store.py`).
+whoever holds and releases a GPU (`instances/holding.py`).
 """
 
 from sqlalchemy import (

@@ -1,4 +1,4 @@
-"""Who is due: the only endless loops of the server.
+"""Who is due: the endless loops that keep instances as they should be.
 
 One gives instances that are due to `instance.py`, many at a time; one a cluster makes passes (`machine.py`);
 one keeps house. All are woken by what happens, and look by themselves every few seconds in case nobody
