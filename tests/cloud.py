@@ -1,6 +1,6 @@
-"""A whole cloud in one process, on a fake cluster, a real store and a clock that a test sets.
+"""A whole cloud in one process: a fake cluster, a real store on each database, a clock that a test sets.
 
-A pytest plugin with one fixture, `cloud`. Requests go through the real application, from its outermost layer
+A pytest plugin with the fixture `cloud`. Requests go through the real application, from its outermost layer
 on, without a socket; the reconciler works when a test says so (`settle`), so nothing depends on timing.
 """
 
@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 import msgspec
@@ -19,18 +18,20 @@ import pytest
 import pytest_asyncio
 from litestar.types import HTTPScope, Message
 
+from databases import Database
 from vectordash.server import app
 from vectordash.server.accounts import service as accounts
 from vectordash.server.app import ControlPlane
+from vectordash.server.db.presence import Presence
 from vectordash.server.drivers.base import SeenMachine
 from vectordash.server.drivers.fake import FakeDriver, simple_machine
 from vectordash.server.instances import leases
 from vectordash.server.instances import store as instances
 from vectordash.server.instances.keys import KeyPair, make_pair, seal_pair
 from vectordash.server.machines import store as machines
-from vectordash.server.reconciler.instance import Cluster, Surroundings, work_on
+from vectordash.server.reconciler import instance
+from vectordash.server.reconciler.instance import Cluster, Surroundings
 from vectordash.server.reconciler.machine import Watch
-from vectordash.server.settings import Settings
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -83,7 +84,13 @@ class Cloud:
     def __post_init__(self) -> None:
         settings = self.plane.settings
         self._watch = Watch(
-            self.plane.store, self.clock, self.cluster, settings.grace, settings.machine_timeout
+            self.plane.store,
+            self.clock,
+            self.cluster,
+            settings.grace,
+            settings.machine_timeout,
+            self.plane.presence,
+            self.plane.reconciler.vault,
         )
 
     async def call(
@@ -185,11 +192,17 @@ class Cloud:
 
     async def work(self) -> None:
         """Let everybody be worked on who is due now, once."""
-        store, vault = self.plane.store, self.plane.reconciler.vault
-        around = Surroundings(store, self.clock, vault, {self.cluster.id: self.cluster})
-        for key in await store.read(leases.due, self.clock(), 1000):
-            await work_on(around, key)
-            self.plane.reconciler.waiters.tell(key)
+        for key in await self.plane.store.read(leases.due, self.clock(), 1000):
+            await work_on(self.around(), key)
+            self.plane.reconciler.tell(key)
+
+    def around(self, store: Any = None) -> Surroundings:
+        """Give what a worker of this process needs."""
+        plane = self.plane
+        clusters = {self.cluster.id: self.cluster}
+        return Surroundings(
+            store or plane.store, self.clock, plane.reconciler.vault, clusters, plane.presence
+        )
 
     async def settle(self) -> None:
         """Let passes and work alternate until nothing is due now."""
@@ -225,24 +238,32 @@ class Cloud:
         await self.plane.store.write(instances.add_pairs, sealed)
 
 
+async def work_on(around: Surroundings, key: str) -> None:
+    """Bring one instance as far as it goes now, if it is due and nobody else has it."""
+    term = around.term()
+    for work in await around.store.write(leases.lease, term, [key]):
+        await instance.work_on(around, work, term.until)
+
+
 @functools.cache
 def _pair() -> KeyPair:
     return make_pair()
 
 
-async def open_cloud(folder: Path, *inventory: SeenMachine, **settings: Any) -> Cloud:
+async def open_cloud(
+    folder: Path, *inventory: SeenMachine, database: Database | None = None, **settings: Any
+) -> Cloud:
     """Make a cloud with these machines; a default one has two 1080 ti and a Titan V."""
     clock = HandClock()
-    chosen = Settings(data=folder, key_stock=0, **settings)
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        (folder / "store.db").write_bytes(_empty_store())
+    chosen = (database or Database("sqlite")).settings(folder, key_stock=0, **settings)
     store = app.open_store(chosen)
     keys = app.open_vault(chosen, store)
     default = simple_machine("m1", *["NVIDIA GeForce GTX 1080 Ti"] * 2, "NVIDIA TITAN V", vram=12)
     driver = FakeDriver(list(inventory) or [default])
     cluster = await app.join(store, clock, "fake", driver, (20000, 20999))
-    plane = app.build(chosen, store, keys, [cluster], clock)
+    presence = Presence(store, clock, "up")
+    presence.enter()
+    plane = app.build(chosen, store, keys, [cluster], clock, presence)
     cloud = Cloud(plane, driver, cluster, clock, token="")
     cloud.token = await cloud.new_renter("ada@example.org")
     await cloud.list_gpus()
@@ -250,31 +271,25 @@ async def open_cloud(folder: Path, *inventory: SeenMachine, **settings: Any) -> 
     return cloud
 
 
-@functools.cache
-def _empty_store() -> bytes:
-    """A store's file before anything happened in it: a copy of it is quicker than its migrations."""
-    with TemporaryDirectory() as folder:
-        settings = Settings(data=Path(folder))
-        app.open_store(settings).close()
-        return (settings.data / "store.db").read_bytes()
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared_cloud(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cloud]:
+async def shared_cloud(
+    tmp_path_factory: pytest.TempPathFactory, shared_database: Database
+) -> AsyncIterator[Cloud]:
     """One cloud for all tests of a module that leave nothing behind; they run in the module's loop."""
-    made = await open_cloud(tmp_path_factory.mktemp("shared") / "data")
+    made = await open_cloud(tmp_path_factory.mktemp("shared") / "data", database=shared_database)
     await made.stock_keys(100)
     yield made
     await made.plane.close()
 
 
 @pytest_asyncio.fixture
-async def new_cloud(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Cloud]]]:
+async def new_cloud(tmp_path: Path, database: Database) -> AsyncIterator[Callable[..., Awaitable[Cloud]]]:
     """Let a test make clouds with machines or settings of its own."""
     made: list[Cloud] = []
 
     async def make(*inventory: SeenMachine, **settings: Any) -> Cloud:
-        made.append(await open_cloud(tmp_path / f"data{len(made)}", *inventory, **settings))
+        folder = tmp_path / f"data{len(made)}"
+        made.append(await open_cloud(folder, *inventory, database=database, **settings))
         return made[-1]
 
     yield make
@@ -283,8 +298,8 @@ async def new_cloud(tmp_path: Path) -> AsyncIterator[Callable[..., Awaitable[Clo
 
 
 @pytest_asyncio.fixture
-async def cloud(tmp_path: Path) -> AsyncIterator[Cloud]:
-    """A cloud with one machine of two 1080 ti and a Titan V, and one renter."""
-    made = await open_cloud(tmp_path / "data")
+async def cloud(tmp_path: Path, database: Database) -> AsyncIterator[Cloud]:
+    """A cloud with one machine of two 1080 ti and a Titan V, and one renter; on each database."""
+    made = await open_cloud(tmp_path / "data", database=database)
     yield made
     await made.plane.close()

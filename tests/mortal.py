@@ -2,27 +2,28 @@
 
 `Fate` counts the moments after which something is different outside the process: a change of the store was
 made, or a call of the driver that does something. To die anywhere between two of them is the same as to die
-right after the first. At its appointed moment it raises `Killed`, which nothing catches. The store's file
-and the cluster live on; the rest is made anew.
+right after the first. At its appointed moment it raises `Killed`, which nothing catches. The store and the
+cluster live on; the rest is made anew.
 """
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cloud import HandClock, open_cloud
+from cloud import HandClock, open_cloud, work_on
+from databases import Database
 from vectordash.server import app
 from vectordash.server.accounts.service import Accounts
+from vectordash.server.db import presence
+from vectordash.server.db.presence import BEAT, BURIED, Presence
 from vectordash.server.db.session import Store
 from vectordash.server.drivers.fake import FakeDriver, simple_machine
 from vectordash.server.instances import leases
 from vectordash.server.instances.service import Instances
 from vectordash.server.instances.waiting import Waiters
-from vectordash.server.reconciler.instance import Cluster, Surroundings, work_on
+from vectordash.server.reconciler.instance import Cluster, Surroundings
 from vectordash.server.reconciler.machine import Watch
-from vectordash.server.settings import Settings
 from vectordash.wire.instance import NewInstance
 
 DEEDS = {"ensure", "login", "remove"}
@@ -92,25 +93,22 @@ class World:
     anew, which takes ten times as long as a whole story.
     """
 
+    database: Database
     made: Path
-    """The folder as it was made; each story begins with a copy."""
+    """The folder as it was made; each story begins with a copy of it and its store."""
     token: str
 
     def __post_init__(self) -> None:
-        self.settings = Settings(data=self.made.with_name("data"), key_stock=0)
-        self.store = MortalStore(self.settings.database, readers=1)
+        folder = self.made.with_name("data")
+        self.database.copy(self.made, folder)
+        self.settings = self.database.settings(folder, key_stock=0)
+        self.store = MortalStore(self.settings.store_url, readers=1)
 
     def anew(self) -> "World":
         """Begin from the start."""
-        self.hang_up()
-        shutil.rmtree(self.settings.data, ignore_errors=True)
-        shutil.copytree(self.made, self.settings.data)
+        self.store.hang_up()
+        self.database.copy(self.made, self.settings.data)
         return self
-
-    def hang_up(self) -> None:
-        """Let go of the connections, as a dead process does."""
-        self.store._writer.dispose()
-        self.store._reader.dispose()
 
 
 @dataclass
@@ -121,27 +119,51 @@ class Process:
     clock: HandClock
     driver: FakeDriver
     fate: Fate = field(default_factory=Fate)
-    alone: bool = True
-    """No other process may use the store, so its leases are a dead one's."""
+    buries: bool = True
+    """It learns that those before it are dead; if not, what they held stays theirs while its time lasts."""
+    watched: float = 0.0
+    """Seconds by its own watch."""
 
     def __post_init__(self) -> None:
         settings = self.world.settings
         self.store = self.world.store
         self.store.fate = self.fate
         vault = app.open_vault(settings, self.store)
-        if self.alone:
-            self.store.change(leases.break_leases)
+        self.presence = Presence(self.store, self.clock, "up", watch=lambda: self.watched)
+        if self.buries:
+            self.presence.enter()
+        else:
+            now = self.clock()
+            ours = presence.Process(self.presence.id, "up", "here", 1, now, now)
+            self.store.change(presence.enter, ours)
         driver: Any = MortalDriver(self.driver, self.fate)
         cluster = Cluster(1, "fake", self.driver.name, driver)
-        self.around = Surroundings(self.store, self.clock, vault, {1: cluster})
-        self._watch = Watch(self.store, self.clock, cluster, settings.grace, 30.0)
+        self.around = Surroundings(self.store, self.clock, vault, {1: cluster}, self.presence)
+        self._watch = Watch(
+            self.store, self.clock, cluster, settings.grace, settings.machine_timeout, self.presence, vault
+        )
         self.accounts = Accounts(self.store, self.clock, settings.payments)
         self.instances = Instances(
-            self.store, self.clock, settings, vault, self.accounts, Waiters(self.store), lambda: None
+            self.store,
+            self.clock,
+            settings,
+            vault,
+            self.accounts,
+            Waiters(self.store),
+            wake=lambda: None,
+            tell=lambda _: None,
         )
+
+    async def bury_the_dead(self) -> "Process":
+        """Watch those whose hearts have stopped until they count as dead. SQLite's file has one user."""
+        while self.buries and self.store.shared and self.watched <= BURIED:
+            self.watched += BEAT
+            await self.presence.look()
+        return self
 
     async def settle(self) -> None:
         """Let passes and work alternate, over time, until nothing is due any more."""
+        await self.bury_the_dead()
         self.fate.begun = True
         try:
             await self._settle()
@@ -171,7 +193,7 @@ class Process:
     def close(self) -> None:
         """Let go of what a dead process does not hold either."""
         self.instances.close()
-        self.world.hang_up()
+        self.store.hang_up()
 
 
 def new_cluster() -> FakeDriver:
@@ -179,12 +201,12 @@ def new_cluster() -> FakeDriver:
     return FakeDriver([simple_machine("m1", *["NVIDIA GeForce GTX 1080 Ti"] * 2)])
 
 
-async def make_world(folder: Path) -> World:
-    """Make the data folder that all begin with."""
-    cloud = await open_cloud(folder, *new_cluster().inventory)
+async def make_world(database: Database, folder: Path) -> World:
+    """Make the data folder and the store that all begin with."""
+    cloud = await open_cloud(folder, *new_cluster().inventory, database=database)
     await cloud.stock_keys(8)
     await cloud.plane.close()
-    return World(folder, cloud.token)
+    return World(database, folder, cloud.token)
 
 
 async def rent(process: Process) -> str:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 PROGRAMS = {  # the program: Debian's package that brings it
     "bwrap": "bubblewrap",
     "curl": "curl",
+    "mount": "mount",
+    "postgres": "postgresql",
     "ps": "procps",
     "rsync": "rsync",
     "scp": "openssh-client",
@@ -28,11 +31,24 @@ PROGRAMS = {  # the program: Debian's package that brings it
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "tmux": "tmux",
+    "unshare": "util-linux",
 }
 
 TRIALS = {  # a command that shows that the program works here, for those that may be there in vain
     "bwrap": ["bwrap", "--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", "true"],
+    "mount": ["sh", "-c", "d=$(mktemp -d) && mount -t tmpfs none $d && umount $d && rmdir $d"],
+    "unshare": ["unshare", "--time", "--boottime", "3600", "--fork", "true"],
 }
+
+
+def postgres_program(name: str) -> str:
+    """Where one of PostgreSQL's programs is; Debian keeps them off the PATH. The newest version's."""
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[4]))
+    return str(found[-1]) if found else name
+
+
+def _where(program: str) -> str | None:
+    return shutil.which(postgres_program(program) if program == "postgres" else program)
 
 
 @functools.cache
@@ -40,7 +56,7 @@ def fault(program: str) -> str | None:
     """Why the program cannot be used here, in a few words; None where it can."""
     if program not in PROGRAMS:
         raise LookupError(f"tests/needs.py does not know which package brings {program!r}")
-    if shutil.which(program) is None:
+    if _where(program) is None:
         return f"{program} is missing (Debian: {PROGRAMS[program]})"
     if program not in TRIALS:
         return None
@@ -72,7 +88,7 @@ def pytest_runtest_setup(item: "pytest.Item") -> None:
 def main() -> None:
     """Print what is missing: with `--packages` the packages to install, a line each, otherwise the faults."""
     if sys.argv[1:] == ["--packages"]:
-        lines = sorted({package for program, package in PROGRAMS.items() if shutil.which(program) is None})
+        lines = sorted({package for program, package in PROGRAMS.items() if _where(program) is None})
     else:
         lines = list(left_out())
     print("\n".join(lines))  # noqa: T201 - its answer to script/test

@@ -81,12 +81,16 @@ class Operator:
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | how
         return subprocess.Popen([*PROGRAM, "--data", str(self.data), *arguments], **streams)
 
-    def see(self, *arguments: str, columns: int = 80) -> list[str]:
-        """Run a command on a terminal of so many columns; gives the lines that a person sees."""
+    def see(self, *arguments: str, columns: int = 80, typed: str = "") -> list[str]:
+        """Run a command on a terminal of so many columns; gives the lines that a person sees.
+
+        `typed` answers what it asks.
+        """
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         environment = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES"}}
-        process = self.start(*arguments, stdout=theirs, stderr=theirs, env=environment)
+        os.write(ours, typed.encode())
+        process = self.start(*arguments, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
         os.close(theirs)
         seen = bytearray()
         with open(ours, "rb", buffering=0) as terminal:  # noqa: PTH123 - a descriptor
@@ -98,7 +102,7 @@ class Operator:
     @contextmanager
     def store(self) -> Iterator[Store]:
         """Open the store, as the server does beside the commands."""
-        store = Store(Settings(data=self.data).database)
+        store = Store(Settings(data=self.data).store_url)
         try:
             yield store
         finally:

@@ -1,7 +1,8 @@
 """The real server as a process of its own, and renters that speak HTTP to it.
 
-A pytest plugin with one fixture, `servers`: `servers.start()` starts `vdserver up` on a free port with a data
-folder of the test's own; whatever is left at the end of the test is killed, instances first.
+A pytest plugin: `servers.start()` starts `vdserver up` on a free port with a data folder of the test's own;
+whatever is left at the end of the test is killed, instances first. `servers` keep their store in SQLite,
+`any_servers` run a test once on each database.
 """
 
 import contextlib
@@ -19,6 +20,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+
+from databases import Postgres, kinds
+from vectordash.server.db.session import Store
+from vectordash.server.settings import Settings
 
 T = TypeVar("T")
 VDSERVER = Path(sys.executable).parent / "vdserver"
@@ -69,6 +74,16 @@ class Server:
     """What demo.env holds."""
     identity: str = ""
     """Of its cluster; part of every instance's mark."""
+    database: str = ""
+
+    @contextlib.contextmanager
+    def store(self) -> Iterator[Store]:
+        """Open its store beside it, as commands do."""
+        made = Store(Settings(data=self.data, database=self.database).store_url, readers=1)
+        try:
+            yield made
+        finally:
+            made.close()
 
     def call(
         self,
@@ -134,6 +149,8 @@ class Servers:
     """The servers of one test."""
 
     folder: Path
+    database: str = ""
+    """PostgreSQL's URL, of a database without tables."""
     started: list[Server] = field(default_factory=list)
 
     def start(self, data: Path | None = None, port: int | None = None, **settings: str) -> Server:
@@ -148,6 +165,11 @@ class Servers:
         port = port or free_port()
         log = self.folder / f"server-{len(self.started)}.log"
         environment = os.environ | {f"VECTORDASH_{name.upper()}": value for name, value in settings.items()}
+        if self.database:
+            environment["VECTORDASH_DATABASE"] = self.database
+            if not self.started:
+                migrate = [VDSERVER, "--data", data, "migrate"]
+                subprocess.run(migrate, env=environment, cwd=self.folder, check=True, timeout=60)
         with log.open("w") as output:
             process = subprocess.Popen(
                 [VDSERVER, "up", "--data", data, "--port", str(port), "--simulate"],
@@ -157,7 +179,7 @@ class Servers:
                 env=environment,
                 cwd=self.folder,
             )
-        server = Server(process, data, port, log)
+        server = Server(process, data, port, log, database=self.database)
         self.started.append(server)
         return server
 
@@ -198,15 +220,20 @@ def _exports(text: str) -> dict[str, str]:
     return {name: value.strip("'") for name, value in words}
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let `script/soak` ask for more rounds."""
-    parser.addoption("--rounds", type=int, default=10, help="rounds of the tests that kill the server")
-
-
-@pytest.fixture
-def rounds(request: pytest.FixtureRequest) -> int:
-    """How many rounds a storm lasts."""
-    return int(request.config.getoption("--rounds"))
+@pytest.fixture(params=kinds())
+def any_servers(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Servers]:
+    """The same, once with the store in SQLite and once in PostgreSQL."""
+    if request.param == "sqlite":
+        made = Servers(tmp_path)
+        yield made
+        made.end()
+        return
+    postgres: Postgres = request.getfixturevalue("postgres_server")
+    name = postgres.new()
+    made = Servers(tmp_path, postgres.url(name))
+    yield made
+    made.end()
+    postgres.drop(name)
 
 
 @pytest.fixture

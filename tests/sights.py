@@ -1,6 +1,7 @@
 """What tests of the reconciler look at in the store, and the invariants that hold in any state at rest."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -61,8 +62,11 @@ async def reach(driver: FakeDriver, call: Call, times: int = 1) -> None:
             await asyncio.sleep(0)
 
 
-def demand_order(store: Store, driver: FakeDriver) -> None:
-    """Nothing is held that does not exist, and nothing exists that is not held. True in any state at rest."""
+def demand_order(store: Store, driver: FakeDriver, *, adopted: Sequence[str] = ()) -> None:
+    """Nothing is held that does not exist, and nothing exists that is not held. True in any state at rest.
+
+    `adopted`: live instances whose private key is their renter's alone.
+    """
     held = [one for one in store.ask(attempts_of) if one.released_at is None]
     live = store.ask(
         lambda connection: list(
@@ -84,7 +88,7 @@ def demand_order(store: Store, driver: FakeDriver) -> None:
     assert len({one.gpu_id for one in held}) == len(held)
     specs = [one.spec for one in driver.there.values()]
     assert len({(spec.machine, spec.address, spec.port) for spec in specs}) == len(held)
-    assert sorted(pems) == sorted(key for key, _ in live)
+    assert sorted([*pems, *adopted]) == sorted(key for key, _ in live)
     for one in held:
         assert driver.there[one.driver_name].running
         assert driver.there[one.driver_name].spec.port == one.port

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import re
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +14,12 @@ import pytest_asyncio
 from sqlalchemy import update
 
 from cloud import Answer, Cloud, open_cloud
+from databases import Database
 from vectordash.server.accounts import service as accounts
 from vectordash.server.accounts.tables import users
 from vectordash.server.drivers.fake import simple_machine
 from vectordash.server.instances.tables import instances
+from vectordash.server.settings import Settings
 
 together = pytest.mark.asyncio(loop_scope="module")
 """For tests that change nothing: all of them use one world."""
@@ -574,28 +577,39 @@ async def test_under_maintenance_everything_is_refused_for_a_while(new_cloud: An
 
 
 @alone
-async def test_a_store_that_cannot_be_reached_is_503(cloud: Cloud) -> None:
-    """Its folder has gone, as a network disk may."""
-    store, folder = cloud.plane.store, cloud.plane.settings.data
-    store.engine.dispose()
-    store._reader.dispose()
-    folder.rename(folder.with_name("elsewhere"))
+async def test_a_store_that_cannot_be_reached_is_503(cloud: Cloud, database: Database) -> None:
+    """Its folder has gone, as a network disk may; or its server lets nobody in, as one that starts."""
+    store = cloud.plane.store
+    store.hang_up()
+    with out_of_reach(database, cloud.plane.settings):
+        for method, path in (("GET", "/api/gpus"), ("GET", "/api/account"), ("DELETE", "/api/instances/x")):
+            answer = await cloud.call(method, path)
+            check(answer, 503, "store_unavailable")
+            assert answer.headers["retry-after"] == "2"
+        assert "store" in (await cloud.call("GET", "/readyz")).json
+        assert (await cloud.call("GET", "/healthz")).status == 200
 
-    for method, path in (("GET", "/api/gpus"), ("GET", "/api/account"), ("DELETE", "/api/instances/x")):
-        answer = await cloud.call(method, path)
-        check(answer, 503, "store_unavailable")
-        assert answer.headers["retry-after"] == "2"
-    assert "store" in (await cloud.call("GET", "/readyz")).json
-    assert (await cloud.call("GET", "/healthz")).status == 200
-
-    folder.with_name("elsewhere").rename(folder)
     assert (await cloud.call("GET", "/api/gpus")).status == 200
+
+
+@contextmanager
+def out_of_reach(database: Database, settings: Settings) -> Iterator[None]:
+    """Keep everybody from a store meanwhile."""
+    if database.postgres is None:
+        elsewhere = settings.data.rename(settings.data.with_name("elsewhere"))
+        yield
+        elsewhere.rename(settings.data)
+    else:
+        name = settings.database.rpartition("/")[2]
+        database.postgres.do(f"alter database {name} rename to elsewhere")
+        yield
+        database.postgres.do(f"alter database elsewhere rename to {name}")
 
 
 @alone
 async def test_a_store_with_too_much_to_write_refuses_more_at_once(cloud: Cloud) -> None:
     store, go_on = cloud.plane.store, threading.Event()
-    stalled = [store._write_thread.submit(go_on.wait)]
+    stalled = [store._write_threads.submit(go_on.wait) for _ in range(8)]
     queue = [asyncio.ensure_future(store.write(lambda _: None)) for _ in range(2000)]
     await asyncio.sleep(0)
 

@@ -269,7 +269,7 @@ def test_clearing_says_what_still_keeps_a_gpu_away(busy: Operator) -> None:
     assert len(said) == 3
     assert "GPU 1 is still held by an attempt" in said[0]
     assert "GPU 2 is held by vd-stray" in said[1]
-    assert "vdserver doctor" in said[1]
+    assert "vdserver instance orphans" in said[1]
     assert "GPU 3 is absent: m1" in said[2]
 
 

@@ -19,9 +19,11 @@ import pytest_asyncio
 from renting import Keys
 from vectordash.server.drivers.base import Driver, PortBusy, SeenInstance, SeenMachine, Spec, StartFailed
 from vectordash.server.drivers.fake import FakeDriver, simple_machine
+from vectordash.server.drivers.fake.served import ServedFake, serving
 from vectordash.server.drivers.local import processes
 from vectordash.server.drivers.local.driver import LocalDriver
 from vectordash.server.drivers.local.sandbox import NoSandbox
+from vectordash.server.vault import Vault
 
 pytestmark = pytest.mark.asyncio
 
@@ -46,15 +48,25 @@ class Site:
         return dataclasses.replace(spec, machine=self.machine.name, gpus=(self.machine.gpus[card].uuid,))
 
 
-def fake_site(_: Path) -> Site:
+@contextlib.asynccontextmanager
+async def fake_site(_: Path) -> AsyncIterator[Site]:
     machine = simple_machine("m1", *["NVIDIA GeForce GTX 1080 Ti"] * 4)
     driver = FakeDriver([machine])
-    return Site(driver, lambda: driver, driver.stop, driver.busy_ports.add, machine)
+    yield Site(driver, lambda: driver, driver.stop, driver.busy_ports.add, machine)
 
 
-def local_site(folder: Path, sandbox: NoSandbox | None = None) -> Site:
+@contextlib.asynccontextmanager
+async def served_site(path: Path) -> AsyncIterator[Site]:
+    machine = simple_machine("m1", *["NVIDIA GeForce GTX 1080 Ti"] * 4)
+    cluster = FakeDriver([machine])
+    async with serving(cluster, path):
+        yield Site(ServedFake(path), lambda: ServedFake(path), cluster.stop, cluster.busy_ports.add, machine)
+
+
+@contextlib.asynccontextmanager
+async def local_site(folder: Path, sandbox: NoSandbox | None = None) -> AsyncIterator[Site]:
     def make() -> LocalDriver:
-        return LocalDriver(folder, simulate=True, sandbox=sandbox)
+        return LocalDriver(folder, simulate=True, sandbox=sandbox, vault=Vault(bytes(32)))
 
     driver = make()
 
@@ -63,27 +75,29 @@ def local_site(folder: Path, sandbox: NoSandbox | None = None) -> Site:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
 
-    return Site(driver, make, stop, lambda _: None, driver._describe())
+    yield Site(driver, make, stop, lambda _: None, driver._describe())
 
 
-def plain_site(folder: Path) -> Site:
+def plain_site(folder: Path) -> contextlib.AbstractAsyncContextManager[Site]:
     return local_site(folder, NoSandbox("the test wants none"))
 
 
 @pytest_asyncio.fixture(
     params=[
         pytest.param(fake_site, id="fake"),
+        pytest.param(served_site, id="fake-served"),
         pytest.param(local_site, id="local", marks=pytest.mark.needs("bwrap")),
         pytest.param(plain_site, id="local-plain"),
     ]
 )
 async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
     """Make a cluster of each kind, that leaves nothing behind."""
-    made: Site = request.param(tmp_path / "cluster")
-    yield made
-    for one in await made.driver.instances():
-        await made.driver.remove(one.name)
-    await made.driver.close()
+    made: Site
+    async with request.param(tmp_path / "cluster") as made:
+        yield made
+        for one in await made.driver.instances():
+            await made.driver.remove(one.name)
+        await made.driver.close()
 
 
 @pytest.fixture
@@ -288,6 +302,66 @@ async def test_the_renters_user_is_the_drivers(site: Site, spec: Spec, keys: Key
     await site.driver.ensure(spec)
 
     await site.driver.login(keys.access(spec, site.driver.user))
+
+
+# Recalling
+
+
+async def test_what_runs_is_recalled_to_the_letter_by_the_next_process_too(site: Site, spec: Spec) -> None:
+    await site.driver.ensure(spec)
+    again = site.again()
+
+    assert await site.driver.recall(spec.name) == await again.recall(spec.name) == spec
+    if again is not site.driver:
+        await again.close()
+
+
+async def test_a_stopped_one_is_recalled(site: Site, spec: Spec) -> None:
+    await site.driver.ensure(spec)
+    await stopped(site, spec)
+
+    assert await site.driver.recall(spec.name) == spec
+
+
+async def test_started_from_something_else_that_is_recalled(
+    site: Site, spec: Spec, make_spec: MakeSpec
+) -> None:
+    await site.driver.ensure(spec)
+    await stopped(site, spec)
+    moved = dataclasses.replace(site.fit(make_spec(), 1), hostname="calm-heron")
+
+    await site.driver.ensure(moved)
+
+    assert await site.driver.recall(spec.name) == moved
+
+
+async def test_ensured_while_it_runs_what_it_was_made_from_is_recalled(
+    site: Site, spec: Spec, make_spec: MakeSpec
+) -> None:
+    await site.driver.ensure(spec)
+
+    await site.driver.ensure(site.fit(make_spec()))
+
+    assert await site.driver.recall(spec.name) == spec
+
+
+async def test_what_is_recalled_is_enough_to_start_it_again(site: Site, spec: Spec, keys: Keys) -> None:
+    await site.driver.ensure(spec)
+    await stopped(site, spec)
+    recalled = await site.driver.recall(spec.name)
+    assert recalled is not None
+
+    await site.driver.ensure(recalled)
+
+    await site.driver.login(keys.access(spec))
+
+
+async def test_an_unknown_or_removed_one_is_not_recalled(site: Site, spec: Spec) -> None:
+    assert await site.driver.recall(spec.name) is None
+    await site.driver.ensure(spec)
+    await site.driver.remove(spec.name)
+
+    assert await site.driver.recall(spec.name) is None
 
 
 # Looking and removing

@@ -24,12 +24,16 @@ from vectordash.server.drivers.local import processes
 from vectordash.server.drivers.local.driver import LocalDriver
 from vectordash.server.drivers.local.orders import MARK
 from vectordash.server.drivers.local.sandbox import NoSandbox, Sandbox
+from vectordash.server.vault import Vault
 
 pytestmark = pytest.mark.needs("bwrap", "ssh", "sftp")
 
 PLAIN = NoSandbox("the test wants none")
 
 MakeSpec = Callable[..., Spec]
+
+
+VAULT = Vault(bytes(32))
 
 
 @pytest_asyncio.fixture(params=[None, PLAIN], ids=["sandboxed", "plain"])
@@ -48,7 +52,7 @@ async def sandboxed(tmp_path: Path) -> AsyncIterator[LocalDriver]:
 
 
 async def running_driver(tmp_path: Path, sandbox: NoSandbox | None) -> AsyncIterator[LocalDriver]:
-    made = LocalDriver(tmp_path / "local", simulate=True, sandbox=sandbox)
+    made = LocalDriver(tmp_path / "local", simulate=True, sandbox=sandbox, vault=VAULT)
     yield made
     for left in await made.instances():
         await made.remove(left.name)
@@ -420,6 +424,7 @@ async def test_a_login_waits_for_the_server(sandboxed: LocalDriver, make_spec: M
 async def test_nothing_secret_is_visible_from_outside(
     driver: LocalDriver, make_spec: MakeSpec, keys: Keys
 ) -> None:
+    """On the disk it stands sealed."""
     spec = make_spec()
     await driver.ensure(spec)
     secrets = [keys.host_key.splitlines()[2].encode(), keys.public.split()[1][40:].encode()]
@@ -429,10 +434,49 @@ async def test_nothing_secret_is_visible_from_outside(
         for file in ("cmdline", "environ"):
             with contextlib.suppress(PermissionError):  # what we may not read is not shown
                 shown += Path(f"/proc/{pid}/{file}").read_bytes()
-    stored = b"".join(path.read_bytes() for path in driver._folder.path.rglob("*") if path.is_file())
+    files = [path for path in driver._folder.path.rglob("*") if path.is_file()]
+    stored = b"".join(path.read_bytes() for path in files)
 
     assert not any(secret in shown + stored for secret in secrets)
+    given = driver._folder.path / spec.name / "given"
+    assert (given.stat().st_mode & 0o777) == 0o600
     assert (driver._folder.path.stat().st_mode & 0o777) == 0o700
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("written", ['{"gpus": ["GPU-1"], "port": 4711}', "{", None], ids=str)
+async def test_what_an_earlier_version_did_not_write_is_not_recalled(
+    driver: LocalDriver, make_spec: MakeSpec, written: str | None
+) -> None:
+    """What it did write is seen as before, and the next start writes the rest."""
+    spec = make_spec()
+    place = driver._folder.place(spec.name)
+    place.make(driver.sandbox.owner if isinstance(driver.sandbox, Sandbox) else None)
+    if written is not None:
+        (place.path / "given").write_text(written)
+    known = (("GPU-1",), 4711) if written and "port" in written else ((), 0)
+
+    assert await driver.recall(spec.name) is None
+    assert await driver.instance(spec.name) == SeenInstance(spec.name, "stopped", *known)
+
+    await driver.ensure(spec)
+    assert await driver.recall(spec.name) == spec
+
+
+@pytest.mark.asyncio
+async def test_a_half_written_record_that_anybody_may_read_is_not_written_on(
+    driver: LocalDriver, make_spec: MakeSpec
+) -> None:
+    """A server was killed while it wrote, with the rights that an earlier version gave."""
+    spec = make_spec()
+    place = driver._folder.place(spec.name)
+    place.make(driver.sandbox.owner if isinstance(driver.sandbox, Sandbox) else None)
+    (place.path / "given.new").touch(mode=0o644)
+
+    await driver.ensure(spec)
+
+    assert await driver.recall(spec.name) == spec
+    assert ((place.path / "given").stat().st_mode & 0o777) == 0o600
 
 
 # The sandbox

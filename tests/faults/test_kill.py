@@ -1,7 +1,6 @@
 """Kill -9 of the server at random moments of a storm of creates and deletes."""
 
 import random
-import sqlite3
 import subprocess
 import threading
 import time
@@ -11,12 +10,18 @@ from http.client import HTTPException
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Connection, func, select
 
 from server import Server, Servers, eventually
+from soaking import Soak
+from vectordash.server.instances.tables import attempts, instances
+from vectordash.server.machines.tables import gpus
 
 pytestmark = pytest.mark.needs("ssh")
 
 _RENTERS = 4
+_ROUNDS = 5
+"""On each database."""
 
 
 @dataclass
@@ -103,12 +108,16 @@ def replay(server: Server, rent: Rent) -> str | None:
 
 def held(server: Server) -> tuple[int, int, int]:
     """How many attempts, GPUs and live instances does the store hold?"""
-    with sqlite3.connect(f"file:{server.data}/store.db?mode=ro", uri=True) as store:
-        (attempts,) = store.execute("select count(*) from attempts where released_at is null").fetchone()
-        (gpus,) = store.execute("select count(*) from gpus where not free").fetchone()
-        (live,) = store.execute("select count(*) from instances where ended_at is null").fetchone()
-    store.close()
-    return attempts, gpus, live
+
+    def count(connection: Connection) -> tuple[int, int, int]:
+        held_ones = select(func.count()).select_from(attempts).where(attempts.c.released_at.is_(None))
+        taken = select(func.count()).select_from(gpus).where(~gpus.c.free)
+        live = select(func.count()).select_from(instances).where(instances.c.ended_at.is_(None))
+        one, two, three = (connection.execute(query).scalar_one() for query in (held_ones, taken, live))
+        return one, two, three
+
+    with server.store() as store:
+        return store.ask(count)
 
 
 def folders(server: Server) -> list[str]:
@@ -139,16 +148,18 @@ class Line:
 
 
 def test_nothing_is_lost_doubled_or_left_when_the_server_is_killed(
-    servers: Servers, rounds: int, capsys: pytest.CaptureFixture[str]
+    any_servers: Servers, soak: Soak, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No orphan, no stuck GPU, no lost or doubled instance; live ones keep their connections."""
+    servers = any_servers
     server = servers.start(key_stock="8")
     steady = server.rent("steady", "Titan V")
     line = Line(server.ssh_config(steady), "steady")
     dice = random.Random(20260301)  # noqa: S311
     sent = acknowledged = unsure = 0
     slowest = 0.0
-    for number in range(rounds):
+    number = 0
+    for number in soak.rounds(_ROUNDS):
         storm = Storm(server, number)
         storm.blow(dice.uniform(0.05, 1.5))
         server = servers.start(port=server.port, key_stock="8")
@@ -171,7 +182,8 @@ def test_nothing_is_lost_doubled_or_left_when_the_server_is_killed(
     eventually(lambda: not server.instances_alive(), "no process to be left")
     with capsys.disabled():
         print(  # noqa: T201 - the figures of a soak
-            f"\n{rounds} kills: {sent} creates sent, {acknowledged} acknowledged, {unsure} without answer; "
+            f"\n{number + 1} kills on {'PostgreSQL' if servers.database else 'SQLite'}: {sent} creates sent, "
+            f"{acknowledged} acknowledged, {unsure} without answer; "
             f"nothing lost, doubled or left; slowest recovery {slowest:.1f} s"
         )
 

@@ -9,12 +9,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 from server import VDSERVER, Reply, Servers, eventually
+from vectordash.server.app import TABLES
 
 
-def test_ctrl_c_says_what_still_runs_and_how_to_end_it(servers: Servers) -> None:
-    server = servers.start()
+def test_ctrl_c_says_what_still_runs_and_how_to_end_it(any_servers: Servers) -> None:
+    server = any_servers.start()
     server.rent("lasting")
 
     said = server.stop(signal.SIGINT)
@@ -35,13 +37,13 @@ def test_ctrl_c_with_nothing_running_says_so(servers: Servers) -> None:
     assert "Traceback" not in said
 
 
-def test_an_instance_outlives_its_server_and_is_known_to_the_next(servers: Servers) -> None:
+def test_an_instance_outlives_its_server_and_is_known_to_the_next(any_servers: Servers) -> None:
     """The next server sees it as active, and can end it."""
-    first = servers.start()
+    first = any_servers.start()
     made = first.rent("lasting")
     first.stop(signal.SIGTERM)
 
-    second = servers.start()
+    second = any_servers.start()
     shown = second.call("GET", "/api/instances/lasting").json["instance"]
 
     assert shown["status"] == "active"
@@ -153,9 +155,9 @@ def test_the_data_folder_is_private(servers: Servers) -> None:
         assert (server.data / name).stat().st_mode & 0o077 == 0, name
 
 
-def test_no_secret_reaches_the_log_or_the_disk(servers: Servers) -> None:
+def test_no_secret_reaches_the_log_or_the_disk(any_servers: Servers) -> None:
     """Neither token nor private key stands anywhere but in demo.env."""
-    server = servers.start()
+    server = any_servers.start()
     made = server.rent("one")
     token = server.environment["VECTORDASH_TOKEN"]
     server.call("GET", "/api/account", headers={"Authorization": "Bearer wrong-token-1234"})
@@ -170,11 +172,17 @@ def test_no_secret_reaches_the_log_or_the_disk(servers: Servers) -> None:
             content = path.read_bytes()
             assert token.encode() not in content, path
             assert middle.encode() not in content, path
+    with server.store() as store:
+        kept = store.ask(
+            lambda connection: [connection.execute(select(table)).all() for table in TABLES.sorted_tables]
+        )
+    assert token not in repr(kept)
+    assert middle not in repr(kept)
 
 
-def test_requests_in_flight_are_answered_at_the_end(servers: Servers) -> None:
+def test_requests_in_flight_are_answered_at_the_end(any_servers: Servers) -> None:
     """A long poll that waits for a start that hangs is answered with what there is."""
-    server = servers.start()
+    server = any_servers.start()
     replies: list[Reply] = []
     wish = {"name": "slow", "gpu": server.environment["VECTORDASH_GPU"]}
     key = server.call("POST", "/api/instances", wish).json["instance"]["key"]

@@ -87,7 +87,7 @@ async def test_deleted_while_a_start_fails_no_other_gpu_is_taken(cloud: Cloud) -
 async def test_deleted_while_the_same_gpu_is_cleared_for_another_try_it_is_not_tried(cloud: Cloud) -> None:
     await cloud.change_listing(2, listed=False)
     cloud.driver.start_deadline = 0.05
-    cloud.driver.faults = [Fault("login", delay=float("inf")), Fault("remove", delay=0.05)]
+    cloud.driver.faults = [Fault("login", delay=float("inf")), Fault("remove", delay=0.5)]
     key = (await cloud.rent())["key"]
     work = asyncio.create_task(cloud.work())
     await reach(cloud.driver, "remove")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from cloud import HandClock
+from databases import Database
 from mortal import Fate, Killed, Process, World, delete, make_world, new_cluster, rent
 from sights import attempts_of, demand_order, row_of
 from vectordash.server.drivers.base import StartFailed, Unreachable
@@ -74,13 +75,13 @@ STORIES = {
 }
 
 
-async def tell(story: Story, world: World, fate: Fate, *, alone: bool = True) -> tuple[Any, ...]:
+async def tell(story: Story, world: World, fate: Fate, *, buries: bool = True) -> tuple[Any, ...]:
     """Tell a story; a new process takes over where one dies. Gives how it ends."""
     clock, cluster = HandClock(), new_cluster()
     world.anew()
 
     def begin(its_fate: Fate) -> Process:
-        return Process(world, clock, cluster, its_fate, alone)
+        return Process(world, clock, cluster, its_fate, buries)
 
     process = begin(fate)
     key = await rent(process)
@@ -110,9 +111,9 @@ async def tell(story: Story, world: World, fate: Fate, *, alone: bool = True) ->
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory, shared_database: Database) -> Iterator[World]:
     """Make what all stories begin with."""
-    made = asyncio.run(make_world(tmp_path_factory.mktemp("world") / "made"))
+    made = asyncio.run(make_world(shared_database, tmp_path_factory.mktemp("world") / "made"))
     yield made
     made.store.close()
 
@@ -142,6 +143,6 @@ def test_killed_at_any_moment_it_ends_the_same(world: World, name: str, moment: 
 @pytest.mark.parametrize("moment", range(1, STORIES["life"].moments + 1))
 def test_another_process_takes_over_when_the_lease_of_the_dead_one_is_over(world: World, moment: int) -> None:
     """Its start may be given up meanwhile, for it took too long; but everything is in order."""
-    reason, error, *_, left = asyncio.run(tell(STORIES["life"], world, Fate(at=moment), alone=False))
+    reason, error, *_, left = asyncio.run(tell(STORIES["life"], world, Fate(at=moment), buries=False))
 
     assert (reason, error, left) == ("deleted", False, 0)

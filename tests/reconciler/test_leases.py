@@ -4,19 +4,20 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection
 
-from cloud import NOON, Cloud
+from cloud import NOON, Cloud, work_on
 from sights import attempts_of, demand_order, reach, row_of
+from vectordash.server.db import presence
 from vectordash.server.db.session import Store
 from vectordash.server.drivers.fake import Fault
 from vectordash.server.instances import leases, outcomes, sightings
 from vectordash.server.instances import store as instances
-from vectordash.server.reconciler.instance import Surroundings, work_on
+from vectordash.server.instances.leases import Term, Work
 from vectordash.wire.errors import Unavailable
 
 pytestmark = pytest.mark.asyncio
@@ -27,10 +28,14 @@ LATER = NOON + timedelta(seconds=90)
 BUSY = outcomes.Failure("busy", transient=True)
 
 
-def around(cloud: Cloud, store: Any = None) -> Surroundings:
-    """What a worker needs; each call makes another worker's."""
-    vault = cloud.plane.reconciler.vault
-    return Surroundings(store or cloud.plane.store, cloud.clock, vault, {cloud.cluster.id: cloud.cluster})
+async def lease(
+    cloud: Cloud, key: str, now: datetime = NOON, until: datetime = LATER, deadline: datetime | None = None
+) -> Work | None:
+    """Take the lease of one instance, if it can be had."""
+    deadlines = {} if deadline is None else {cloud.cluster.id: deadline}
+    term = Term(cloud.plane.presence.id, now, until, deadlines)
+    (work,) = await cloud.plane.store.write(leases.lease, term, [key]) or [None]
+    return work
 
 
 @dataclass
@@ -53,7 +58,7 @@ class MoodyStore:
 async def test_of_two_workers_one_works(cloud: Cloud) -> None:
     key = (await cloud.rent())["key"]
 
-    await asyncio.gather(work_on(around(cloud), key), work_on(around(cloud), key))
+    await asyncio.gather(work_on(cloud.around(), key), work_on(cloud.around(), key))
 
     assert (cloud.driver.calls["ensure"], cloud.driver.calls["login"]) == (1, 1)
     assert (await cloud.plane.store.read(row_of, key)).lease_version == 1
@@ -65,22 +70,22 @@ async def test_a_lease_is_given_for_what_is_due_and_not_before(cloud: Cloud) -> 
     store = cloud.plane.store
     early = NOON - timedelta(microseconds=1)
 
-    assert await store.write(leases.lease, key, early, LATER, {}) is None
-    work = await store.write(leases.lease, key, NOON, LATER, {})
+    assert await lease(cloud, key, early) is None
+    work = await lease(cloud, key)
     assert work is not None
-    assert await store.write(leases.lease, key, LATER - timedelta(seconds=1), LATER, {}) is None
+    assert await lease(cloud, key, LATER - timedelta(seconds=1)) is None
     assert await store.read(leases.due, LATER - timedelta(seconds=1), 10) == []
     assert await store.read(leases.next_due) == LATER
     assert await store.read(leases.due, LATER, 10) == [key]
     await store.write(leases.finish, work, None, NOON, came_to=True)
-    assert await store.write(leases.lease, key, LATER, LATER, {}) is None
+    assert await lease(cloud, key, LATER) is None
 
 
 async def test_a_worker_that_was_overtaken_writes_nothing(cloud: Cloud) -> None:
     """It hangs in a start, its lease runs out, another one gives up; then its login works after all."""
-    cloud.driver.faults = [Fault("ensure", delay=0.1, gpu="GPU-m1-0")]
+    cloud.driver.faults = [Fault("ensure", delay=1.0, gpu="GPU-m1-0")]
     key = (await cloud.rent())["key"]
-    slow = asyncio.create_task(work_on(around(cloud), key))
+    slow = asyncio.create_task(work_on(cloud.around(), key))
     await reach(cloud.driver, "ensure")
 
     cloud.clock.move(seconds=200)
@@ -112,7 +117,7 @@ RECORDS: dict[str, Callable[[Connection, Any, leases.Work, leases.Attempt], obje
 async def test_without_the_lease_nothing_is_recorded(cloud: Cloud, record: str) -> None:
     key = (await cloud.rent())["key"]
     store, vault = cloud.plane.store, cloud.plane.reconciler.vault
-    work = await store.write(leases.lease, key, NOON, LATER, {cloud.cluster.id: LATER})
+    work = await lease(cloud, key, deadline=LATER)
     assert work is not None
     overtaken = replace(work, version=work.version - 1)
 
@@ -130,7 +135,7 @@ async def test_without_the_lease_nothing_is_recorded(cloud: Cloud, record: str) 
 async def test_a_wish_during_a_lease_is_not_lost_though_the_clock_stands_still(cloud: Cloud) -> None:
     key = (await cloud.rent())["key"]
     store = cloud.plane.store
-    work = await store.write(leases.lease, key, NOON, LATER, {})
+    work = await lease(cloud, key)
     assert work is not None
 
     await cloud.call("DELETE", f"/api/instances/{key}")
@@ -143,7 +148,7 @@ async def test_an_activation_does_not_swallow_a_wish(cloud: Cloud) -> None:
     """Reported out of sight by a pass in the very moment of its activation: it is looked at again."""
     key = (await cloud.rent())["key"]
     store = cloud.plane.store
-    work = await store.write(leases.lease, key, NOON, LATER, {})
+    work = await lease(cloud, key)
     assert work is not None
     await store.write(sightings.nudge, [key], NOON)
 
@@ -160,7 +165,7 @@ async def test_a_gpu_that_was_to_be_tried_again_is_not_if_its_instance_ends_befo
     await cloud.change_listing(2, listed=False)
     key = (await cloud.rent())["key"]
     store, vault = cloud.plane.store, cloud.plane.reconciler.vault
-    work = await store.write(leases.lease, key, NOON, LATER, {})
+    work = await lease(cloud, key)
     assert work is not None
     await store.write(outcomes.fail, vault, work, work.attempts[0], BUSY, NOON)
     work = await store.write(leases.reload, work, {})
@@ -205,11 +210,11 @@ async def test_what_was_done_is_recorded_though_the_store_is_busy_for_a_while(
     moody = MoodyStore(cloud.plane.store, Counter({change: 1}))
 
     for _ in range(3):
-        await work_on(around(cloud, moody), key)
+        await work_on(cloud.around(moody), key)
         cloud.clock.move(seconds=1)
     if change in {"release", "reload"}:
         await cloud.call("DELETE", f"/api/instances/{key}")
-        await work_on(around(cloud, moody), key)
+        await work_on(cloud.around(moody), key)
 
     assert moody.asked[change] >= 2
     assert moody.refusals[change] == 0
@@ -221,12 +226,12 @@ async def test_no_call_is_begun_that_its_lease_would_not_cover(cloud: Cloud) -> 
     """A start takes nearly the whole lease; the removal of what it left waits for another lease."""
     cloud.driver.faults = [Fault("ensure", delay=0.05, gpu="GPU-m1-0"), Fault("login", RuntimeError())]
     key = (await cloud.rent())["key"]
-    working = asyncio.create_task(work_on(around(cloud), key))
+    working = asyncio.create_task(work_on(cloud.around(), key))
     await reach(cloud.driver, "ensure")
     await cloud.call("DELETE", f"/api/instances/{key}")
     cloud.driver.faults.clear()
 
-    cloud.clock.move(seconds=around(cloud).lease_seconds - 1)
+    cloud.clock.move(seconds=cloud.around().lease_seconds - 1)
     await working
 
     assert cloud.driver.calls["remove"] == 0
@@ -235,21 +240,32 @@ async def test_no_call_is_begun_that_its_lease_would_not_cover(cloud: Cloud) -> 
     demand_order(cloud.plane.store, cloud.driver)
 
 
-async def test_the_leases_of_a_dead_server_end_when_the_next_one_starts(cloud: Cloud) -> None:
+@pytest.mark.parametrize("process", ["buried", "left", "cleared"])
+async def test_the_leases_of_a_process_end_with_it(cloud: Cloud, process: str) -> None:
     key = (await cloud.rent())["key"]
-    store = cloud.plane.store
-    await store.write(leases.lease, key, NOON, LATER, {})
+    store, holder = cloud.plane.store, cloud.plane.presence.id
+    work = await lease(cloud, key)
+    assert work is not None
     assert await store.read(leases.due, NOON, 10) == []
 
-    await store.write(leases.break_leases)
+    if process == "buried":
+        assert await store.write(presence.bury, holder, 0)
+    elif process == "left":
+        await store.write(presence.leave, holder)
+    else:
+        await store.write(presence.clear)
 
     assert await store.read(leases.due, NOON, 10) == [key]
+    other = await lease(cloud, key)
+    assert other is not None
+    assert other.version == work.version + 1
+    assert await store.write(leases.reload, work, {}) is None
 
 
 async def test_a_cancelled_worker_gives_its_lease_back_and_leaves_what_it_did(cloud: Cloud) -> None:
     cloud.driver.faults = [Fault("login", delay=float("inf"))]
     key = (await cloud.rent())["key"]
-    working = asyncio.create_task(work_on(around(cloud), key))
+    working = asyncio.create_task(work_on(cloud.around(), key))
     await reach(cloud.driver, "login")
 
     working.cancel()

@@ -24,13 +24,23 @@ NewCloud = Callable[..., Awaitable[Cloud]]
 async def running(cloud: Cloud) -> AsyncIterator[None]:
     """Let the loops run meanwhile."""
     loops = asyncio.create_task(cloud.plane.reconciler.run())
+    heart = asyncio.create_task(cloud.plane.presence.run())
     try:
         async with asyncio.timeout(20):
             yield
         assert not loops.done(), "no loop has ended"
     finally:
         loops.cancel()
-        await asyncio.gather(loops, return_exceptions=True)
+        heart.cancel()
+        await asyncio.gather(loops, heart, return_exceptions=True)
+
+
+async def begin_anew(cloud: Cloud) -> None:
+    """Let a process end, with the leases that it had just taken, and another one begin."""
+    presence = cloud.plane.presence
+    await presence.leave()
+    presence.id = "another"
+    await asyncio.to_thread(presence.enter)
 
 
 async def large(new_cloud: NewCloud) -> Cloud:
@@ -86,7 +96,7 @@ async def test_stopped_in_the_middle_and_started_again_it_goes_on(new_cloud: New
         keys = await rent_all(cloud)
         await reach(cloud.driver, "login", MANY // 2)
     cloud.driver.faults.clear()
-    await cloud.plane.store.write(leases.break_leases)
+    await begin_anew(cloud)
 
     async with running(cloud):
         assert await wait_for(cloud, keys) == {"active"}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cloud import NOON, Cloud, HandClock
+from databases import Database
 from mortal import Process, World, make_world, new_cluster, rent
 from sights import demand_order, gpu, orphan_names, row_of
 from vectordash.server.drivers.base import DriverError, SeenGpu, SeenInstance, Spec
@@ -242,9 +243,9 @@ async def test_an_instance_deleted_and_removed_during_a_pass_is_neither_missing_
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory, shared_database: Database) -> Iterator[World]:
     """Make what all stories begin with."""
-    made = asyncio.run(make_world(tmp_path_factory.mktemp("world") / "made"))
+    made = asyncio.run(make_world(shared_database, tmp_path_factory.mktemp("world") / "made"))
     yield made
     made.store.close()
 
@@ -278,7 +279,7 @@ async def test_a_grace_that_ended_while_no_server_ran_is_given_anew(world: World
     process.close()
     clock.move(hours=8)
 
-    process = Process(world, clock, cluster)
+    process = await Process(world, clock, cluster).bury_the_dead()
     await process.work(key)
     await process.look()
     await process.work(key)
@@ -308,7 +309,7 @@ async def test_a_grace_that_still_runs_is_not_prolonged_by_a_restart(world: Worl
     for _ in range(3):
         process.close()
         clock.move(minutes=3)
-        process = Process(world, clock, cluster)
+        process = await Process(world, clock, cluster).bury_the_dead()
         await process.look()
         await process.work(key)
 

@@ -35,6 +35,8 @@ VALUES = {
     "HOST": ("0.0.0.0", "0.0.0.0"),  # noqa: S104 - a value, nothing listens
     "PORT": ("9000", 9000),
     "DATA": ("/srv/vectordash", Path("/srv/vectordash")),
+    "DATABASE": ("postgresql://u:p@db/cloud", "postgresql://u:p@db/cloud"),
+    "CLUSTER": ("fake:/run/fake.sock", "fake:/run/fake.sock"),
     "ENCRYPTION_KEYS": ("a,b", "a,b"),
     "SIMULATE": ("1", True),
     "PAYMENTS": ("free", "free"),
@@ -87,6 +89,10 @@ def test_what_others_keep_in_the_environment_is_theirs() -> None:
 
 
 BAD = {
+    "another database": ("DATABASE", "mysql://u:p@db/cloud", "VECTORDASH_DATABASE"),
+    "a database's file": ("DATABASE", "store.db", "VECTORDASH_DATABASE"),
+    "another cluster": ("CLUSTER", "incus", "VECTORDASH_CLUSTER"),
+    "a simulation without a place": ("CLUSTER", "fake:", "VECTORDASH_CLUSTER"),
     "no number": ("PORT", "http", "port"),
     "port 0": ("PORT", "0", "port"),
     "port too high": ("PORT", "65536", "port"),
@@ -166,8 +172,22 @@ def test_which_addresses_are_this_computers_alone(host: str, loopback: bool) -> 
 def test_what_follows_from_settings() -> None:
     settings = Settings(data=Path("/srv/v"), ports="21000-21999")
 
-    assert settings.database == "sqlite:////srv/v/store.db"
+    assert settings.store_url == "sqlite:////srv/v/store.db"
     assert settings.port_range == (21000, 21999)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "postgres"])
+def test_a_store_on_postgresql_is_spoken_to_by_our_driver(scheme: str) -> None:
+    settings = Settings(database=f"{scheme}://u:p%2Fq@db:5433/cloud")
+
+    assert settings.store_url == "postgresql+psycopg://u:p%2Fq@db:5433/cloud"
+
+
+def test_a_refused_database_is_not_repeated_for_it_may_hold_a_password() -> None:
+    with pytest.raises(SettingsError) as refused:
+        load({"VECTORDASH_DATABASE": "postgresql+psycopg://u:hunter2@db/cloud"})
+
+    assert "hunter2" not in str(refused.value)
 
 
 def test_every_setting_is_tried_here() -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import Column, Connection, Integer, MetaData, Table, insert, sel
 from sqlalchemy.exc import IntegrityError, StatementError
 
 from cloud import NOON, open_cloud
+from databases import Database
 from vectordash.server import app
 from vectordash.server.db import migrate
 from vectordash.server.db.base import Instant, Money
@@ -20,15 +21,14 @@ from vectordash.server.db.migrate import SchemaError
 from vectordash.server.db.session import Store
 from vectordash.server.instances.tables import attempts, instances
 from vectordash.server.machines.tables import clusters, gpus
-from vectordash.server.settings import Settings
 
 # Migrations
 
 
 @pytest.fixture
-def empty(tmp_path: Path) -> Iterator[Store]:
+def empty(tmp_path: Path, database: Database) -> Iterator[Store]:
     """A store without tables."""
-    made = Store(f"sqlite:///{tmp_path / 'store.db'}")
+    made = Store(database.url(tmp_path))
     yield made
     made.close()
 
@@ -43,25 +43,47 @@ def test_the_migrations_make_the_tables_of_the_code(empty: Store) -> None:
     assert empty.ask(differences) == []
 
 
-def test_the_migrations_make_the_very_same_indexes_and_checks(empty: Store, tmp_path: Path) -> None:
-    """Alembic compares neither a partial index's condition nor a check; SQLite's own texts do."""
-    made = Store(f"sqlite:///{tmp_path / 'made.db'}")
+def test_the_migrations_make_the_very_same_indexes_and_checks(
+    empty: Store, tmp_path: Path, database: Database
+) -> None:
+    """Alembic compares neither a partial index's condition nor a check; the database's own texts do."""
+    (tmp_path / "made").mkdir()
+    made = Store(database.url(tmp_path / "made"))
     made.change(app.TABLES.create_all)
     migrate.upgrade(empty, app.TABLES)
-
-    def indexes(connection: Connection) -> set[str]:
-        rows = connection.execute(text("select sql from sqlite_master where type = 'index' and sql <> ''"))
-        return {" ".join(sql.lower().replace('"', "").split()) for sql in rows.scalars()}
-
-    def checks(connection: Connection) -> set[str]:
-        rows = connection.execute(text("select sql from sqlite_master where type = 'table'")).scalars()
-        lines = (line.strip().rstrip(",") for sql in rows for line in sql.replace('"', "").splitlines())
-        return {line for line in lines if line.startswith("CONSTRAINT ck_")}
+    indexes, checks = (pg_indexes, pg_checks) if empty.shared else (sqlite_indexes, sqlite_checks)
 
     assert empty.ask(indexes) == made.ask(indexes)
     assert empty.ask(checks) == made.ask(checks)
+    assert len(made.ask(indexes)) > 10
     assert len(made.ask(checks)) > 15
     made.close()
+
+
+def sqlite_indexes(connection: Connection) -> set[str]:
+    rows = connection.execute(text("select sql from sqlite_master where type = 'index' and sql <> ''"))
+    return {" ".join(sql.lower().replace('"', "").split()) for sql in rows.scalars()}
+
+
+def sqlite_checks(connection: Connection) -> set[str]:
+    rows = connection.execute(text("select sql from sqlite_master where type = 'table'")).scalars()
+    lines = (line.strip().rstrip(",") for sql in rows for line in sql.replace('"', "").splitlines())
+    return {line for line in lines if line.startswith("CONSTRAINT ck_")}
+
+
+def pg_indexes(connection: Connection) -> set[str]:
+    query = "select indexdef from pg_indexes where schemaname = 'public' and tablename <> 'alembic_version'"
+    return set(connection.execute(text(query)).scalars())
+
+
+def pg_checks(connection: Connection) -> set[str]:
+    """Give checks, keys and references alike."""
+    query = (
+        "select relname || ' ' || conname || ' ' || pg_get_constraintdef(pg_constraint.oid)"
+        " from pg_constraint join pg_class on pg_class.oid = conrelid"
+        " where relnamespace = cast('public' as regnamespace) and relname <> 'alembic_version'"
+    )
+    return set(connection.execute(text(query)).scalars())
 
 
 def test_an_up_to_date_store_is_left_alone(empty: Store) -> None:
@@ -85,40 +107,48 @@ def test_a_store_newer_than_the_program_is_refused(empty: Store) -> None:
 
 
 @pytest.fixture(scope="module")
-def rented(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+def rented(tmp_path_factory: pytest.TempPathFactory, shared_database: Database) -> Iterator[Store]:
     """The store of a cloud with two instances that hold a GPU each; no test leaves anything in it."""
 
     async def rent() -> None:
-        cloud = await open_cloud(folder)
+        cloud = await open_cloud(folder, database=shared_database)
         for name in ("one", "two"):
             await cloud.rent(name)
         await cloud.plane.close()
 
     folder = tmp_path_factory.mktemp("rented") / "data"
     asyncio.run(rent())
-    store = Store(Settings(data=folder).database)
+    store = Store(shared_database.settings(folder).store_url)
     yield store
     store.close()
 
 
 def attempts_like_the_first(store: Store, *others: dict[str, object]) -> None:
     """Try to add attempts that differ from the first of the store only in this."""
-    with store.engine.connect() as connection, connection.begin() as transaction:
+
+    def add(connection: Connection) -> None:
         first = connection.execute(select(attempts).order_by(attempts.c.id)).mappings().first()
         row = {name: value for name, value in (first or {}).items() if name != "id"}
         for number, other in enumerate(others, 2):
             new = row | {"number": number, "driver_name": f"vd-{number}"} | other
             connection.execute(insert(attempts).values(new))
-        transaction.rollback()
+        raise Undone
+
+    with pytest.raises(Undone):
+        store.change(add)
+
+
+class Undone(Exception):
+    """What was tried worked, and is not kept."""
 
 
 def test_a_gpu_is_never_held_twice(rented: Store) -> None:
-    with pytest.raises(IntegrityError, match=r"attempts\.gpu_id"):
+    with pytest.raises(IntegrityError, match=r"attempts\.gpu_id|uq_attempts_gpu"):
         attempts_like_the_first(rented, {"port": 20500})
 
 
 def test_a_port_on_an_address_is_never_held_twice(rented: Store) -> None:
-    with pytest.raises(IntegrityError, match=r"attempts\.bound_address, attempts\.port"):
+    with pytest.raises(IntegrityError, match=r"attempts\.bound_address, attempts\.port|uq_attempts_port"):
         attempts_like_the_first(rented, {"gpu_id": 3})
 
 
@@ -137,7 +167,7 @@ def test_what_differs_may_be_held(rented: Store, other: dict[str, object]) -> No
 def test_a_driver_name_is_unique_for_ever(rented: Store) -> None:
     again = {"released_at": NOON, "driver_name": "vd-2"}
 
-    with pytest.raises(IntegrityError, match=r"attempts\.driver_name"):
+    with pytest.raises(IntegrityError, match=r"attempts[._]driver_name"):
         attempts_like_the_first(rented, again, again)
 
 
@@ -161,7 +191,7 @@ def test_a_driver_name_is_unique_for_ever(rented: Store) -> None:
         pytest.param(attempts, {"ram": 0}, "ck_attempts_share", id="no memory"),
         pytest.param(gpus, {"price": Decimal(1_000_001)}, "ck_gpus_price", id="a million an hour"),
         pytest.param(clusters, {"first_port": 30_000}, "ck_clusters_ports", id="ports backwards"),
-        pytest.param(gpus, {"type": "none"}, "FOREIGN KEY", id="unknown type"),
+        pytest.param(gpus, {"type": "none"}, "(?i)foreign key", id="unknown type"),
     ],
 )
 def test_states_and_money_keep_within_bounds(
@@ -181,7 +211,7 @@ def kept(store: Store, table: Table, column: str, *values: object) -> list[objec
     """Give back what comes of these values, in the order of the table's own sorting."""
     store.change(table.create)
     store.change(lambda connection: connection.execute(insert(table), [{column: one} for one in values]))
-    query = select(table.c[column]).order_by(table.c[column])
+    query = select(table.c[column]).order_by(table.c[column].nulls_first())
     return store.ask(lambda connection: list(connection.execute(query).scalars()))
 
 
@@ -224,16 +254,25 @@ def test_no_money_is_none(empty: Store) -> None:
 
 
 def test_a_migration_can_rebuild_a_table_that_others_point_to(rented: Store) -> None:
-    """SQLite drops it on the way, with rows in the tables that refer to it."""
+    """SQLite drops it on the way, with rows in the tables that refer to it; PostgreSQL alters tables."""
     before = rented.ask(how_many, "instances")
 
     with rented.migrating() as connection:
-        connection.exec_driver_sql("create table new_instances as select * from instances")
-        connection.exec_driver_sql("drop table instances")
-        connection.exec_driver_sql("alter table new_instances rename to instances")
-        connection.exec_driver_sql("create unique index again on instances (key)")
+        if rented.shared:
+            connection.exec_driver_sql("alter table instances add column new integer not null default 0")
+            connection.exec_driver_sql("alter table instances drop column new")
+        else:
+            rebuild(connection)
 
     assert rented.ask(how_many, "instances") == before > 0
+
+
+def rebuild(connection: Connection) -> None:
+    """Rebuild a table as Alembic does it on SQLite."""
+    connection.exec_driver_sql("create table new_instances as select * from instances")
+    connection.exec_driver_sql("drop table instances")
+    connection.exec_driver_sql("alter table new_instances rename to instances")
+    connection.exec_driver_sql("create unique index again on instances (key)")
 
 
 def test_a_migration_that_breaks_references_is_undone(rented: Store) -> None:

@@ -26,10 +26,14 @@ def how_long(until: datetime) -> str:
 
 
 class BootClock:
-    """Wall time at the start plus what `CLOCK_BOOTTIME` has counted since."""
+    """Wall time at the start plus what `CLOCK_BOOTTIME` has counted since.
 
-    def __init__(self) -> None:
-        self._wall = datetime.now(UTC)
+    `wall`: the time now, if another clock than this computer's says it: processes that share a database go by
+    the database's, so that they agree.
+    """
+
+    def __init__(self, wall: datetime | None = None) -> None:
+        self._wall = wall or datetime.now(UTC)
         self._boot = time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def __call__(self) -> datetime:
@@ -37,5 +41,5 @@ class BootClock:
         return self._wall + timedelta(seconds=time.clock_gettime(time.CLOCK_BOOTTIME) - self._boot)
 
     def drift(self) -> float:
-        """Seconds by which the wall clock has been set away from ours; positive if it is ahead."""
+        """Seconds by which this computer's wall clock is off ours; positive if it is ahead."""
         return (datetime.now(UTC) - self()).total_seconds()

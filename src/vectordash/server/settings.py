@@ -7,6 +7,7 @@ empty variable counts as not set.
 
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,9 @@ _NOT_OURS = frozenset({"CONFIG", "BASE_URL", "TOKEN", "GPU", "INSTANCE"})
 """Names in the environment that are no settings: the clients', and an instance's mark of itself."""
 
 
+_POSTGRES = re.compile(r"^postgres(ql)?://")
+
+
 class SettingsError(Trouble):
     """A setting is wrong; the message says which, why, and what it may be."""
 
@@ -39,6 +43,12 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The port that the API listens on."""
     data: Path = Path(".vectordash")
     """The folder of everything that must not be lost: store, encryption key, instances' homes."""
+    database: str = ""
+    """`postgresql://USER:PASSWORD@HOST/NAME`: keep the store there, for more than one server. Empty: the file
+    `store.db` in the data folder. What it leaves out comes from PGPASSFILE and libpq's other variables."""
+    cluster: str = "local"
+    """Where instances run: `local`, this computer; or `fake:SOCKET`, a simulation for tests and benches that
+    `python -m vectordash.server.drivers.fake SOCKET` serves."""
     encryption_keys: str = ""
     """Base64 of 32 bytes each, the current one first, separated by commas. Empty: the file
     `encryption.key` in the data folder, made for an empty store."""
@@ -80,8 +90,10 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The form of a log line."""
 
     @property
-    def database(self) -> str:
+    def store_url(self) -> str:
         """SQLAlchemy's URL of the store; a folder's name may hold what means something in a URL."""
+        if self.database:
+            return _POSTGRES.sub("postgresql+psycopg://", self.database)
         return f"sqlite:///{quote(str(self.data / 'store.db'))}"
 
     @property
@@ -121,6 +133,15 @@ def load(environment: Mapping[str, str] = os.environ, **given: object) -> Settin
             f"A setting is wrong: {error}. Settings come from VECTORDASH_… and the file "
             "named by VECTORDASH_CONFIG."
         ) from error
+    if settings.database and not _POSTGRES.match(settings.database):
+        raise SettingsError(
+            "VECTORDASH_DATABASE takes postgresql://USER:PASSWORD@HOST/NAME. Leave it empty for SQLite in "
+            "the data folder."
+        )
+    if settings.cluster != "local" and not settings.cluster.startswith("fake:/"):
+        raise SettingsError(
+            f"VECTORDASH_CLUSTER is {settings.cluster}: it takes `local`, or `fake:/PATH/OF/SOCKET`."
+        )
     first, last = settings.port_range
     if not 1024 <= first <= last <= 65_535:
         raise SettingsError(f"VECTORDASH_PORTS is {settings.ports}: it takes FIRST-LAST within 1024-65535.")

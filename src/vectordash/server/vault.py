@@ -6,6 +6,7 @@ sealed value cannot be moved to another row. Services seal and open; tables hold
 """
 
 import base64
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -68,14 +69,20 @@ def from_file(path: Path) -> Vault:
 
 
 def create_file(path: Path) -> Vault:
-    """Make a new key for an empty store; the file is 0600 from the start and on disk when this returns."""
-    partial = path.with_suffix(".new")
+    """Make a new key for an empty store; the file is 0600 from the start and on disk when this returns.
+
+    Of several processes that do so at once the first makes the key; all get that one.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(base64.b64encode(os.urandom(32)).decode() + "\n")
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)
+    with contextlib.suppress(FileExistsError):
+        path.hardlink_to(partial)
+    partial.unlink()
     return from_file(path)
 
 

@@ -11,7 +11,7 @@
     ├── Gone 410
     ├── TooManyRequests 429
     ├── InternalError 500
-    ├── ServiceUnavailable 503 ── Unavailable (the store) ── Damaged; PortsExhausted, Maintenance
+    ├── ServiceUnavailable 503 ── Unavailable (the store) ── Damaged, Unsettled; PortsExhausted, Maintenance
     └── GpuUnavailable 504 ── OfferChanged
 
 Services raise them, `server/api/errors.py` alone turns them into answers. `reason` is the stable word for
@@ -256,6 +256,16 @@ class Damaged(Unavailable):
     Instances that run are not affected."""
 
     reason = "store_damaged"
+
+
+class Unsettled(Unavailable):
+    """The store of this cloud was lost in the very moment of this change, so whether it was made is not
+    known. Look before you repeat it; a POST with the same `Idempotency-Key` is safe to repeat."""
+
+    reason = "store_unsettled"
+
+    def __init__(self) -> None:
+        super().__init__("")
 
 
 class PortsExhausted(ServiceUnavailable):

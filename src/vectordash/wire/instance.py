@@ -40,7 +40,7 @@ class Instance(Struct, frozen=True):
     port: int
     user: str
     pem: str
-    """RSA private key; empty once the instance is gone."""
+    """RSA private key; empty once the instance is gone, or where its renter alone has it."""
     physical_gpus: list[PhysicalGpu]
     cpu: str
     ram: int

@@ -70,7 +70,7 @@ class Accounts:
         now = self.clock()
         if self._used and (self._kept is None or (now - self._kept).total_seconds() >= _USE_KEPT_EVERY):
             used, self._used, self._kept = self._used, {}, now
-            await self.store.write(rows.note_use, used)
+            await self.store.write(rows.note_use, dict(sorted(used.items())))
 
     async def describe(self, caller: Caller) -> Account:
         """Describe the caller's account as the reference documents it."""

@@ -95,7 +95,7 @@ def caller(connection: Connection, token_hash: str, now: datetime, never: dateti
 
 def lock_user(connection: Connection, user_id: int) -> None:
     """Keep every other transaction that does the same waiting until this one ends."""
-    connection.execute(select(users.c.id).where(users.c.id == user_id).with_for_update())
+    connection.execute(select(users.c.id).where(users.c.id == user_id).with_for_update(key_share=True))
 
 
 def wallets_of(connection: Connection, user_id: int) -> dict[str, str]:

@@ -20,10 +20,10 @@ async def readyz(services: NamedDependency[Services]) -> Response[dict[str, str]
     problems = {}
     try:
         await services.store.read(facts.fact, "encryption key")
+        if not await services.reconciler_fresh():
+            problems["reconciler"] = "none has gone round lately"
     except Unavailable as error:
         problems["store"] = error.message
-    if not services.reconciler_fresh():
-        problems["reconciler"] = "it has not gone round lately"
     if problems:
         return Response({"status": "not ready", **problems}, status_code=503, headers={"Retry-After": "2"})
     return Response({"status": "ready"})

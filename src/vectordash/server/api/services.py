@@ -1,6 +1,6 @@
 """What the routes are given: the services of this cloud, in one place."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from vectordash.server.accounts.service import Accounts
@@ -22,5 +22,5 @@ class Services:
     instances: Instances
     token_limit: Limit
     address_limit: Limit
-    reconciler_fresh: Callable[[], bool]
-    """Whether the reconciler went round lately."""
+    reconciler_fresh: Callable[[], Awaitable[bool]]
+    """Whether a reconciler went round lately."""

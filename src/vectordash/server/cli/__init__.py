@@ -16,6 +16,12 @@ from vectordash.server.cli import output
 
 _COMMANDS = {
     "up": "Start the cloud: the API, and what keeps instances running.",
+    "api": "Serve the API alone, beside others; on PostgreSQL.",
+    "reconciler": "Keep instances as they should be, beside others; on PostgreSQL.",
+    "migrate": "Bring the store's tables to what this program needs.",
+    "backup": "Write all that is in the store into one file, while it is in use.",
+    "restore": "Put a backup in the store's place.",
+    "move": "Move the store from SQLite's file to PostgreSQL.",
     "user": "Who has an account, and with which limits.",
     "token": "API tokens: make, list, revoke.",
     "gpu": "GPUs: list, price, availability, what is offered.",

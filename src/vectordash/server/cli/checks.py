@@ -15,16 +15,18 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal, ParamSpec
 
 from vectordash.server import vault
-from vectordash.server.cli.folder import FolderRefused, demand_revision, holder
+from vectordash.server.cli.folder import holder, mend
 from vectordash.server.db import facts
+from vectordash.server.db.facts import time_of
 from vectordash.server.db.integrity import damage
-from vectordash.server.db.migrate import head, revision
+from vectordash.server.db.migrate import SchemaError, demand_head, head, revision
+from vectordash.server.db.presence import all_processes
 from vectordash.server.db.session import Store
 from vectordash.server.drivers.base import Unreachable
 from vectordash.server.drivers.local import gpus as cards
@@ -33,6 +35,7 @@ from vectordash.server.instances import oversight
 from vectordash.server.instances.store import pairs_left
 from vectordash.server.machines import store as machines
 from vectordash.server.machines.listing import state
+from vectordash.server.machines.store import Orphan
 from vectordash.server.settings import Settings
 from vectordash.server.vault import VaultError
 from vectordash.wire.errors import Refusal
@@ -50,6 +53,8 @@ _LEAST_DISK = 1.0
 _LEAST_FILES = 1024
 _LEAST_WATCHERS = 128
 _LATE = timedelta(minutes=1)
+_SILENT = timedelta(seconds=10)
+"""A process that has not shown a sign of life for so long is not counted."""
 _ANSWER = 3.0
 """Seconds that the server has to answer."""
 
@@ -86,12 +91,12 @@ def examine(settings: Settings, now: datetime) -> Iterator[Check]:
     one = Installation(settings, now, holder(settings.data))
     for check in _OF_THE_COMPUTER:
         yield _made(check, one)
-    if not (one.data / "store.db").exists():
+    if not settings.database and not (one.data / "store.db").exists():
         yield Check("store", "fail", f"no cloud in {one.data}", "one that was started", "vdserver up")
         return
-    for check in _OF_THE_FOLDER:
+    for check in _OF_THE_FOLDER if not settings.database else (_key_file,):
         yield _made(check, one)
-    store = Store(settings.database, readers=1)
+    store = Store(settings.store_url, readers=1)
     try:
         yield from _of_the_store(one, store)
     finally:
@@ -102,7 +107,8 @@ def _of_the_store(one: Installation, store: Store) -> Iterator[Check]:
     yield (sound := _made(_store, one, store))
     if sound.result != "ok":
         return
-    for check in _OF_THE_STORE:
+    one = replace(one, now=store.ask(time_of) or one.now)
+    for check in (_processes, *_OF_THE_STORE) if store.shared else _OF_THE_STORE:
         yield _made(check, one, store)
 
 
@@ -292,11 +298,33 @@ def _store(one: Installation, store: Store) -> Check:
     if broken is not None:
         return Check("store", "fail", broken, needed, f"cp BACKUP {one.data / 'store.db'}")
     try:
-        demand_revision(one.data, found)
-    except FolderRefused:
-        mend = "vdserver up" if found is None or found < head() else "use the newer program"
-        return Check("store", "fail", f"revision {found}", needed, mend)
+        demand_head(found, mend(one.settings))
+    except SchemaError:
+        newer = found is not None and found > head()
+        return Check(
+            "store",
+            "fail",
+            f"revision {found}",
+            needed,
+            "use the newer program" if newer else mend(one.settings),
+        )
     return Check("store", "ok", f"whole, of revision {found}", needed)
+
+
+def _processes(one: Installation, store: Store) -> Check:
+    """Of what a cloud needs, at least one lives."""
+    alive = [each for each in store.ask(all_processes) if one.now - each.beaten_at < _SILENT]
+    kinds = [each.kind for each in alive]
+    named = ", ".join(f"{each.kind} on {each.host} (process {each.pid})" for each in alive)
+    missing = [kind for kind in ("api", "reconciler") if kind not in kinds and "up" not in kinds]
+    mend = "; ".join(f"vdserver {kind}" for kind in missing)
+    return Check(
+        "processes",
+        "warn" if missing else "ok",
+        named or "none",
+        "an API and a reconciler",
+        mend,
+    )
 
 
 def _key(one: Installation, store: Store) -> Check:
@@ -357,14 +385,17 @@ def _orphans(one: Installation, store: Store) -> Check:
     found = store.ask(machines.all_orphans)
     if not found:
         return Check("orphans", "ok", "none", "none")
-    named = ", ".join(f"{name} on {cluster} since {since:%Y-%m-%d %H:%M}" for cluster, name, since in found)
-    here = [str(one.data / "local" / name) for cluster, name, _ in found if cluster == "local"]
-    mend = (
-        f"if nobody needs them (this deletes their disks): rm -r {' '.join(here)}"
-        if here
-        else "end them there"
-    )
+    named = ", ".join(_orphan(orphan) for orphan in found)
+    if all(orphan.purge for orphan in found):
+        mend = "vdserver up" if one.serving is None else "wait a minute, then vdserver doctor"
+        return Check("orphans", "warn", named, "none", mend)
+    mend = "vdserver instance orphans, then for each: vdserver instance adopt NAME --for EMAIL, or purge NAME"
     return Check("orphans", "fail", named, "none", mend)
+
+
+def _orphan(orphan: Orphan) -> str:
+    decided = ", to be removed" if orphan.purge else ""
+    return f"{orphan.name} on {orphan.cluster} since {orphan.found_at:%Y-%m-%d %H:%M}{decided}"
 
 
 def _suspects(_one: Installation, store: Store) -> Check:

@@ -62,17 +62,26 @@ def clock_of(context: click.Context | None) -> Clock:
 @contextmanager
 def opened(context: click.Context) -> Iterator["Store"]:
     """Open the store of a cloud that was started before, while it serves or not."""
-    from vectordash.server.db.migrate import revision  # noqa: PLC0415 - slow, and `--help` needs none of it
+    from vectordash.server.db.facts import time_of  # noqa: PLC0415 - slow, and `--help` needs none of it
+    from vectordash.server.db.migrate import demand_head, revision  # noqa: PLC0415
     from vectordash.server.db.session import Store  # noqa: PLC0415
 
     settings = settings_of(context)
-    demand_store(settings.data)
-    store = Store(settings.database, readers=1)
+    if not settings.database:
+        demand_store(settings.data)
+    store = Store(settings.store_url, readers=1)
     try:
-        demand_revision(settings.data, store.ask(revision))
+        demand_head(store.ask(revision), mend(settings))
+        if store.shared:  # what is written is of the time that the servers go by
+            context.find_root().ensure_object(dict).setdefault("clock", BootClock(store.ask(time_of)))
         yield store
     finally:
         store.close()
+
+
+def mend(settings: Settings) -> str:
+    """Name the command that makes the store's tables those of this program."""
+    return "vdserver migrate" if settings.database else "vdserver up"
 
 
 def demand_store(data: Path) -> None:
@@ -86,25 +95,6 @@ def demand_store(data: Path) -> None:
         raise FolderRefused(
             f"{file} belongs to user {file.stat().st_uid}, and you are {os.geteuid()}: use vdserver as that "
             f"user, such as: sudo -u '#{file.stat().st_uid}' vdserver …"
-        )
-
-
-def demand_revision(data: Path, found: str | None) -> None:
-    """Refuse a store whose tables are not those of this program."""
-    from vectordash.server.db.migrate import head  # noqa: PLC0415 - it brings SQLAlchemy along
-
-    wanted = head()
-    if found is None:
-        raise FolderRefused(f"The store in {data} has no tables yet. They are made by: vdserver up")
-    if found > wanted:
-        raise FolderRefused(
-            f"The store in {data} is of revision {found}, newer than this program's {wanted}. Use the newer "
-            "program."
-        )
-    if found < wanted:
-        raise FolderRefused(
-            f"The store in {data} is of revision {found}, older than this program's {wanted}. It is upgraded "
-            "by: vdserver up"
         )
 
 

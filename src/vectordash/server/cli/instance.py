@@ -8,6 +8,7 @@ import click
 from vectordash.server.cli import output
 from vectordash.server.cli.arguments import example
 from vectordash.server.cli.folder import clock_of, data_option, opened, settings_of
+from vectordash.server.cli.orphans import adopt, orphans, purge
 from vectordash.server.clock import as_written, how_long
 from vectordash.server.db.session import Store
 from vectordash.server.instances import oversight
@@ -15,6 +16,7 @@ from vectordash.server.instances.charge import Use, charge
 from vectordash.server.instances.lifecycle import status
 from vectordash.server.instances.oversight import History, Overview, Tried
 from vectordash.server.instances.reclaim import reclaim
+from vectordash.server.machines.store import all_orphans
 from vectordash.wire.errors import BadRequest
 
 _SHOWN = 5
@@ -24,6 +26,10 @@ _SHOWN = 5
 @click.group()
 def command() -> None:
     """Instances of everybody, with their whole history."""
+
+
+for _each in (orphans, adopt, purge):
+    command.add_command(_each)
 
 
 @command.command("list", epilog=example("vdserver instance list", "vdserver instance list --all --json"))
@@ -39,6 +45,9 @@ def list_instances(context: click.Context, *, ended: bool, as_json: bool) -> Non
     """
     with opened(context) as store:
         found = store.ask(oversight.overview, ended=ended)
+        strange = store.ask(all_orphans)
+    if strange:
+        output.say(f"{len(strange)} that this store does not know run, too: vdserver instance orphans")
     if as_json:
         output.give_json([_summary(context, one) for one in found])
         return

@@ -43,6 +43,13 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
+def confirmed(question: str) -> bool:
+    """Ask a person before what cannot be undone. Who is no person is to say --yes, so is refused."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise click.UsageError(f"{question} There is no terminal to answer at: say --yes", None)
+    return click.confirm(question, err=True)
+
+
 def give(text: str) -> None:
     """Print a result."""
     click.echo(text)

@@ -30,15 +30,28 @@ def revision(connection: Connection) -> str | None:
     return connection.execute(text("select version_num from alembic_version")).scalar()
 
 
+def demand_head(found: str | None, mend: str) -> None:
+    """Refuse tables of another version; `mend` is the command that renews old ones. Raises `SchemaError`."""
+    wanted = head()
+    if found is None:
+        raise SchemaError(f"The store has no tables yet. They are made by: {mend}")
+    if found > wanted:
+        raise SchemaError(
+            f"The store is of revision {found}, newer than this program's {wanted}. Use the newer program."
+        )
+    if found < wanted:
+        raise SchemaError(
+            f"The store is of revision {found}, older than this program's {wanted}. It is upgraded by: {mend}"
+        )
+
+
 def upgrade(store: Store, metadata: MetaData) -> bool:
     """Bring the tables up to date; True if there was something to do. Raises `SchemaError`."""
     current, wanted = store.ask(revision), head()
     if current == wanted:
         return False
     if current is not None and current > wanted:
-        raise SchemaError(
-            f"The store is of revision {current}, newer than this program's {wanted}. Start the newer one."
-        )
+        demand_head(current, "")
     from alembic import command  # noqa: PLC0415 - slow to import, rarely needed
     from alembic.config import Config  # noqa: PLC0415
 

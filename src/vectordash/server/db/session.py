@@ -1,55 +1,41 @@
 """Questions and changes, run in threads: `await store.read(question, …)`, `await store.write(change, …)`.
 
 A question or a change is a plain function whose first argument is the connection. It runs in a thread, in
-one transaction, and cannot await: so no network call is ever made inside a transaction. SQLite: one writer
-thread with its one connection, a few readers beside it. A caller that is cancelled does not stop the
-thread; the change goes on and commits, so a cancelled caller assumes “done”.
+one transaction, and cannot await: so no network call is ever made inside a transaction. A change may be run
+more than once before it is made (two were in each other's way), so it changes nothing but the database. A
+caller that is cancelled does not stop the thread; the change goes on and commits, so a cancelled caller
+assumes “done”.
+
+What differs between SQLite (`sqlite.py`) and PostgreSQL (`postgres.py`) stands there. On PostgreSQL a
+question of several statements sees each in a state of its own; what must be of one state is one statement,
+or a change.
 """
 
 import asyncio
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from functools import partial
+from typing import Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy import Connection, make_url
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.pool import QueuePool
 
-from vectordash.wire.errors import Damaged, Unavailable
+from vectordash.server.db.postgres import Postgres
+from vectordash.server.db.sqlite import Sqlite
+from vectordash.wire.errors import Unavailable
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-_OUTAGES = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_INTERRUPT,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_CORRUPT,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_PROTOCOL,
-        sqlite3.SQLITE_NOTADB,
-    }
-)
-"""SQLite's codes for what is no mistake of ours. The driver's classes do not tell: malformed SQL is an
-“operational” error to it, and a damaged file is not."""
-_DAMAGES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
-"""Those of them that waiting does not mend."""
 
 
 class Store:
     """A database and the threads that speak to it.
 
     A change waits for its turn at most `patience` seconds, and behind at most `most_waiting` others; a
-    connection waits `lock_timeout` seconds for another program that holds the database.
+    connection waits `lock_timeout` seconds for another program that holds SQLite's file.
     """
 
     def __init__(
@@ -61,12 +47,15 @@ class Store:
         most_waiting: int = 2000,
         lock_timeout: float = 5.0,
     ) -> None:
-        self.url = url
+        self.url = make_url(url)
+        self.shared = self.url.get_backend_name() == "postgresql"
+        """Whether several processes may use it: then none is told what the others do."""
         self._patience = patience
         self._most_waiting = most_waiting
-        self._writer = _sqlite(url, pool=1, writes=True, lock_timeout=lock_timeout)
-        self._reader = _sqlite(url, pool=readers, writes=False, lock_timeout=lock_timeout)
-        self._write_thread = ThreadPoolExecutor(1, "store-write")
+        self._kind = Postgres(self.url) if self.shared else Sqlite(self.url, lock_timeout)
+        self._writer = self._kind.engine(pool=self._kind.writers, writes=True)
+        self._reader = self._kind.engine(pool=readers, writes=False)
+        self._write_threads = ThreadPoolExecutor(self._kind.writers, "store-write")
         self._read_threads = ThreadPoolExecutor(readers, "store-read")
         self._waiting = 0
 
@@ -94,7 +83,7 @@ class Store:
             return self.change(change, *args, **kwargs)
 
         # Counted on the loop alone: a number that two threads change is wrong one day.
-        made = asyncio.get_running_loop().run_in_executor(self._write_thread, run)
+        made = asyncio.get_running_loop().run_in_executor(self._write_threads, run)
         self._waiting += 1
         made.add_done_callback(self._made)
         return await asyncio.shield(made)
@@ -104,32 +93,84 @@ class Store:
 
     def ask(self, question: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`read` for callers outside the event loop: commands."""
-        with _told(), self._reader.connect() as connection:
-            return question(connection, *args, **kwargs)
+        return self._tried(partial(self._asked_once, question, *args, **kwargs))
 
     def change(self, change: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`write` for callers outside the event loop: commands, and the start of the server."""
-        with _told(), self._writer.begin() as connection:
-            return change(connection, *args, **kwargs)
+        return self._tried(partial(self._made_once, change, *args, **kwargs))
 
-    @property
-    def engine(self) -> Engine:
-        """The writer's engine."""
-        return self._writer
+    def _tried(self, deed: Callable[[], T]) -> T:
+        """Do it, and again if it certainly left nothing and may do better at once.
+
+        Tells a database that cannot be reached, is full, locked or damaged from a mistake of ours: a broken
+        constraint and malformed SQL stay what they are, a 500 with its traceback.
+        """
+        for left in reversed(range(self._kind.tries)):
+            try:
+                return deed()
+            except PoolTimeout as error:
+                raise Unavailable("every connection to it is in use") from error
+            except DBAPIError as error:
+                if left and self._kind.again(error):
+                    continue
+                if (outage := self._kind.outage(error)) is None:
+                    raise
+                raise outage from error
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def _asked_once(
+        self, question: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        with self._reader.connect() as connection:
+            return question(connection, *args, **kwargs)
+
+    def _made_once(
+        self, change: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Make a change in one transaction. A commit whose answer was lost is asked about."""
+        with self._writer.connect() as connection:
+            result = change(connection, *args, **kwargs)
+            number = self._kind.number(connection)
+            try:
+                connection.commit()
+            except DBAPIError as error:
+                if number is None or not error.connection_invalidated:
+                    raise
+                if not self._kind.committed(self._writer, number):
+                    raise
+        return result
+
+    def alone(self, connection: Connection) -> None:
+        """Keep whoever asks for the same, in any process, waiting until this transaction ends."""
+        self._kind.alone(connection)
 
     @contextmanager
     def migrating(self) -> Iterator[Connection]:
-        """Give a connection on which tables can be rebuilt, in one transaction.
-
-        SQLite rebuilds a table by dropping it, which foreign keys that point to it forbid; so they are off
-        here, and checked as a whole before the commit.
-        """
-        engine = _sqlite(self.url, pool=1, writes=True, lock_timeout=5.0, foreign_keys=False)
+        """Give a connection on which tables can be rebuilt, in one transaction that nobody shares."""
+        engine = self._kind.migrating_engine()
         try:
-            with _told(), engine.begin() as connection:
+            with engine.begin() as connection:
+                self._kind.alone(connection)
                 yield connection
-                if broken := connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall():
-                    raise IntegrityError("a migration broke references", None, ValueError(broken[:10]))
+                self._kind.check_migrated(connection)
+        except DBAPIError as error:
+            if (outage := self._kind.outage(error)) is None:
+                raise
+            raise outage from error
+        finally:
+            engine.dispose()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """Give a connection that sees one state of everything, however long it reads; nobody waits for it."""
+        engine = self._kind.snapshot_engine()
+        try:
+            with engine.connect() as connection:
+                yield connection
+        except DBAPIError as error:
+            if (outage := self._kind.outage(error)) is None:
+                raise
+            raise outage from error
         finally:
             engine.dispose()
 
@@ -138,58 +179,13 @@ class Store:
         """Changes that were asked for and are not made yet."""
         return self._waiting
 
-    def close(self) -> None:
-        """Finish what was begun, then let go of the database."""
-        self._write_thread.shutdown()
-        self._read_threads.shutdown()
+    def hang_up(self) -> None:
+        """Let go of the connections; the next question makes new ones."""
         self._writer.dispose()
         self._reader.dispose()
 
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Tell a database that cannot be reached, is full, locked or damaged from a mistake of ours.
-
-    A broken constraint and malformed SQL stay what they are: a 500 with its traceback.
-    """
-    try:
-        yield
-    except PoolTimeout as error:
-        raise Unavailable(str(error)) from error
-    except DBAPIError as error:
-        if not _is_outage(error):
-            raise
-        damaged = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF in _DAMAGES
-        raise (Damaged if damaged else Unavailable)(str(error.orig)) from error
-
-
-def _is_outage(error: DBAPIError) -> bool:
-    code: int | None = getattr(error.orig, "sqlite_errorcode", None)
-    return isinstance(error, OperationalError) if code is None else code & 0xFF in _OUTAGES
-
-
-def _sqlite(url: str, *, pool: int, writes: bool, lock_timeout: float, foreign_keys: bool = True) -> Engine:
-    engine = create_engine(
-        url,
-        poolclass=QueuePool,
-        pool_size=pool,
-        max_overflow=0,
-        hide_parameters=True,  # values, some of them sealed, have no place in a traceback
-        connect_args={"isolation_level": None, "check_same_thread": False, "timeout": lock_timeout},
-    )
-
-    @event.listens_for(engine, "connect")
-    def _connect(connection: Any, _record: Any) -> None:
-        for pragma in (
-            "journal_mode=WAL",
-            "synchronous=FULL",
-            f"foreign_keys={'ON' if foreign_keys else 'OFF'}",
-            *(() if writes else ("query_only=ON",)),
-        ):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
+    def close(self) -> None:
+        """Finish what was begun, then let go of the database."""
+        self._write_threads.shutdown()
+        self._read_threads.shutdown()
+        self.hang_up()

@@ -149,6 +149,15 @@ class Driver(Protocol):
         """Look at one directly. None is proof that nothing of it is left: no process, no disk."""
         ...
 
+    async def recall(self, name: str) -> Spec | None:
+        """Tell what one of ours was made from, as far as its cluster keeps it.
+
+        Asked of an instance that the store has never heard of (a restored backup): with it the operator can
+        adopt it. All of it comes back, the host key too, as of the last start. None: there is none, or it
+        cannot be told.
+        """
+        ...
+
     async def ensure(self, spec: Spec) -> None:
         """Make it exist and run, from whatever is there. Already running is success.
 

@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 
 import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 from cryptography.hazmat.primitives.serialization import (
@@ -16,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    load_ssh_private_key,
 )
 
 from vectordash.server.vault import Vault
@@ -56,6 +58,15 @@ def make_host_key() -> HostKey:
     private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
     return HostKey(private.decode(), public.decode())
+
+
+def host_key_from(private: str) -> HostKey:
+    """Give a host key whose private half is all that is left of it. Raises `ValueError`."""
+    try:
+        key = load_ssh_private_key(private.encode(), password=None)
+    except UnsupportedAlgorithm as error:
+        raise ValueError("it is of a kind that is not known here") from error
+    return HostKey(private, key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode())
 
 
 def seal_pair(vault: Vault, pair: KeyPair) -> tuple[bytes, str]:

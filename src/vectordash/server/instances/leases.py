@@ -1,11 +1,12 @@
 """Leases: the right of one worker to work on one instance, and what it loads to decide.
 
-An instance is *due* when it should be looked at; whoever works on it holds its lease, for a while and with a
-version. Every record is guarded by the version, so one that has lost its lease writes nothing. `generation`
-tells whether something new was desired meanwhile, so that no wake-up is lost.
+An instance is *due* when it should be looked at; whoever works on it holds its lease: for a while, while its
+process lives (`db/presence.py`), and with a version. Every record is guarded by the version, so one that has
+lost its lease writes nothing. `generation` tells whether something new was desired meanwhile, so that no
+wake-up is lost.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -13,6 +14,7 @@ from typing import Literal
 
 from sqlalchemy import ColumnElement, Connection, bindparam, case, func, or_, select, update
 
+from vectordash.server.db.presence import processes
 from vectordash.server.instances.tables import attempts, instances
 from vectordash.server.machines.tables import gpus, machines
 
@@ -79,6 +81,11 @@ def due(connection: Connection, now: datetime, most: int) -> list[str]:
     return list(connection.execute(query).scalars())
 
 
+def look_at_all(connection: Connection, now: datetime) -> None:
+    """Look now at whatever is to be looked at later: it may have been put off by a clock that was ahead."""
+    connection.execute(update(instances).where(instances.c.due_at > now).values(due_at=now))
+
+
 def next_due(connection: Connection) -> datetime | None:
     """When is the next instance due, or its lease over?"""
     later = case(
@@ -88,29 +95,44 @@ def next_due(connection: Connection) -> datetime | None:
     return connection.execute(query).scalar()
 
 
-def lease(
-    connection: Connection, key: str, now: datetime, until: datetime, deadlines: Mapping[int, datetime]
-) -> Work | None:
-    """Take an instance that is due to work on, unless somebody else has it.
+@dataclass(frozen=True, slots=True)
+class Term:
+    """For whom and how long leases are taken."""
 
-    `deadlines`: by when an attempt that begins now must have come to a login, on each cluster.
-    """
-    taken = connection.execute(
+    holder: str
+    """The process."""
+    now: datetime
+    until: datetime
+    deadlines: Mapping[int, datetime]
+    """By when an attempt that begins now must have come to a login, on each cluster."""
+
+
+def lease(connection: Connection, term: Term, keys: Sequence[str]) -> list[Work]:
+    """Take those of these instances that are due to work on, except what somebody else has or just takes."""
+    open_ones = (
+        select(instances.c.key)
+        .where(instances.c.key.in_(keys), instances.c.due_at <= term.now, _unleased(term.now))
+        .with_for_update(skip_locked=True, key_share=True)
+    )
+    free = list(connection.execute(open_ones).scalars())
+    connection.execute(
         update(instances)
-        .where(instances.c.key == key, instances.c.due_at <= now, _unleased(now))
-        .values(lease_until=until, lease_version=instances.c.lease_version + 1)
-        .returning(instances.c.lease_version)
-    ).scalar()
-    return None if taken is None else _work(connection, key, deadlines)
+        .where(instances.c.key.in_(free))
+        .values(
+            lease_until=term.until,
+            lease_holder=term.holder,
+            lease_version=instances.c.lease_version + 1,
+        )
+    )
+    return [_work(connection, key, term.deadlines) for key in free]
 
 
 def _unleased(now: datetime) -> ColumnElement[bool]:
-    return or_(instances.c.lease_until.is_(None), instances.c.lease_until <= now)
-
-
-def break_leases(connection: Connection) -> None:
-    """End all leases: their holders are known to be dead, since only one server may use this store."""
-    connection.execute(update(instances).where(instances.c.lease_until.is_not(None)).values(lease_until=None))
+    return or_(
+        instances.c.lease_until.is_(None),
+        instances.c.lease_until <= now,
+        instances.c.lease_holder.not_in(select(processes.c.id)),
+    )
 
 
 _INSTANCE = select(
@@ -166,8 +188,10 @@ def _work(connection: Connection, key: str, deadlines: Mapping[int, datetime]) -
     row = connection.execute(_INSTANCE, {"instance": key}).mappings().one()
     holding = [dict(one) for one in connection.execute(_HELD, {"instance": key}).mappings()]
     for one in holding:
-        if one["deadline"] is None and one["cluster_id"] in deadlines:
-            one["deadline"] = deadlines[one["cluster_id"]]
+        latest = deadlines.get(one["cluster_id"])
+        # A deadline that lies further off than a new one would was set by a clock that was ahead.
+        if latest is not None and (one["deadline"] is None or one["deadline"] > latest):
+            one["deadline"] = latest
             begun = update(attempts).where(attempts.c.id == one["id"]).values(deadline=one["deadline"])
             connection.execute(begun)
     return Work(**row, attempts=tuple(Attempt(**one) for one in holding))
@@ -187,6 +211,7 @@ def finish(
         .where(instances.c.key == work.key, instances.c.lease_version == work.version)
         .values(
             lease_until=None,
+            lease_holder=None,
             due_at=case((instances.c.generation == work.generation, due_at), else_=now),
             failures=0 if came_to else instances.c.failures + 1,
         )
@@ -205,7 +230,7 @@ def held(connection: Connection, work: Work) -> Hold:
     ours = connection.execute(
         select(instances.c.ended_at)
         .where(instances.c.key == work.key, instances.c.lease_version == work.version)
-        .with_for_update()
+        .with_for_update(key_share=True)
     ).one_or_none()
     if ours is None:
         return "lost"

@@ -67,9 +67,10 @@ def recover(connection: Connection, work: Work, attempt: Attempt, now: datetime,
     if held(connection, work) != "wanted":
         return
     gap = 0 if work.unseen_since is None else max(0, int((now - work.unseen_since).total_seconds()))
-    connection.execute(
+    recovered = connection.execute(
         update(instances)
-        .where(instances.c.key == work.key)
+        # A record that is repeated because its answer was lost finds the gap counted already.
+        .where(instances.c.key == work.key, instances.c.unseen_since.is_not_distinct_from(work.unseen_since))
         .values(
             unseen_since=None,
             lost_at=None,
@@ -77,7 +78,10 @@ def recover(connection: Connection, work: Work, attempt: Attempt, now: datetime,
             well_since=now,
             free_seconds=instances.c.free_seconds + gap,
         )
+        .returning(instances.c.key)
     )
+    if recovered.scalar() is None:
+        return
     message = f"{how}; the {gap} s until then are not charged."
     store.tell(connection, work.key, now, "recovered", message, attempt.number)
 
@@ -114,8 +118,6 @@ def fail(
     hold = held(connection, work)
     if hold == "lost" or attempt.failed:
         return
-    if failure.of_gpu:
-        machines.suspect(connection, attempt.gpu_id, f"{work.key} did not start on it: {failure.why}")
     tried = _gpus_tried(connection, work.key)
     other = offers.best_offer(connection, work.gpu_type, now, at_least_until=work.until, without=set(tried))
     then = after_failure(
@@ -124,11 +126,16 @@ def fail(
         same_tried_again=len(set(tried)) < len(tried),
         other_free=other is not None,
     )
-    connection.execute(
+    failed = connection.execute(
         update(attempts)
-        .where(attempts.c.id == attempt.id)
+        .where(attempts.c.id == attempt.id, attempts.c.failed_at.is_(None))
         .values(failed_at=now, failure=failure.why, again=then == "same")
+        .returning(attempts.c.id)
     )
+    if failed.scalar() is None:  # recorded before, though the answer was lost
+        return
+    if failure.of_gpu:
+        machines.suspect(connection, attempt.gpu_id, f"{work.key} did not start on it: {failure.why}")
     message = f"GPU {attempt.gpu_id} did not start it: {failure.why}."
     store.tell(connection, work.key, now, "start_failed", message, attempt.number)
     if hold == "ended":  # while it failed: nobody waits for another
@@ -188,7 +195,8 @@ def release(connection: Connection, vault: Vault, work: Work, attempt: Attempt, 
     hold = held(connection, work)
     if hold == "lost":
         return False
-    holding.release(connection, attempt.id, attempt.gpu_id, now)
+    if not holding.release(connection, attempt.id, attempt.gpu_id, now):
+        return False
     message = "Removed from its machine; the GPU is free."
     store.tell(connection, work.key, now, "released", message, attempt.number)
     if hold == "ended":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from sqlalchemy import Connection, and_, or_, select
+from sqlalchemy import ColumnElement, Connection, and_, or_, select
 
 from vectordash.server.accounts.tables import users
 from vectordash.server.instances import store
@@ -32,6 +32,19 @@ class Tried:
     failed_at: datetime | None
     failure: str | None
     released_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Which instance has something."""
+
+    key: str
+    name: str
+    email: str
+    ended_at: datetime | None
+
+    def __str__(self) -> str:
+        return f"{self.key} “{self.name}” of {self.email}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +114,40 @@ def holders(connection: Connection) -> dict[int, str]:
     """Which instance holds which GPU, be it only until it is removed? By the GPU's id: the key."""
     query = select(attempts.c.gpu_id, attempts.c.instance).where(attempts.c.released_at.is_(None))
     return dict(iter(connection.execute(query)))
+
+
+def holder_of_gpu(connection: Connection, gpu_id: int) -> Holder | None:
+    """Which instance holds this GPU?"""
+    return _holder(connection, attempts.c.gpu_id == gpu_id, attempts.c.released_at.is_(None))
+
+
+def holder_of_port(connection: Connection, machine_id: int, address: str, port: int) -> Holder | None:
+    """Which instance holds this port of a machine's address?"""
+    return _holder(
+        connection,
+        attempts.c.machine_id == machine_id,
+        attempts.c.bound_address == address,
+        attempts.c.port == port,
+        attempts.c.released_at.is_(None),
+    )
+
+
+def instance_called(connection: Connection, name: str) -> Holder | None:
+    """Which instance has this driver name, key or name? A live one first, then the newest."""
+    meant = or_(attempts.c.driver_name == name, instances.c.key == name, instances.c.name == name)
+    return _holder(connection, meant)
+
+
+def _holder(connection: Connection, *which: ColumnElement[bool]) -> Holder | None:
+    row = connection.execute(
+        select(instances.c.key, instances.c.name, users.c.email, instances.c.ended_at)
+        .join_from(attempts, instances, attempts.c.instance == instances.c.key)
+        .join(users, instances.c.user_id == users.c.id)
+        .where(*which)
+        .order_by(instances.c.ended_at.is_not(None), instances.c.created_at.desc())
+        .limit(1)
+    ).one_or_none()
+    return None if row is None else Holder(*row)
 
 
 def held_ports(connection: Connection, cluster_name: str) -> set[int]:

@@ -48,7 +48,9 @@ class Instances:
     accounts: Accounts
     waiters: Waiters
     wake: Callable[[], None]
-    """Tells the reconciler that something is due."""
+    """Tells the reconcilers that something is due."""
+    tell: Callable[[str], None]
+    """Tells those who wait that something has become of an instance."""
     _crypto: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(2, "crypto"))
 
     async def rent(
@@ -122,7 +124,7 @@ class Instances:
     async def delete(self, caller: Caller, key_or_name: str) -> None:
         """End an instance: the billing clock stops now, whatever its cluster does next."""
         key = await self.store.write(self._delete, caller, key_or_name)
-        self.waiters.tell(key)
+        self.tell(key)
         self.wake()
 
     def _delete(self, connection: Connection, caller: Caller, key_or_name: str) -> str:

@@ -42,20 +42,10 @@ def standing(connection: Connection, cluster_id: int) -> list[Standing]:
     return [Standing(*row) for row in connection.execute(query)]
 
 
-def unreleased(connection: Connection, cluster_id: int) -> set[str]:
-    """Which driver names may there be on this cluster?"""
-    query = (
-        select(attempts.c.driver_name)
-        .join_from(attempts, machines, attempts.c.machine_id == machines.c.id)
-        .where(machines.c.cluster_id == cluster_id, attempts.c.released_at.is_(None))
-    )
-    return set(connection.execute(query).scalars())
-
-
-def known(connection: Connection, driver_names: Collection[str]) -> set[str]:
-    """Which of these names does the store know, released or not?"""
-    query = select(attempts.c.driver_name).where(attempts.c.driver_name.in_(driver_names))
-    return set(connection.execute(query).scalars())
+def known(connection: Connection, driver_names: Collection[str]) -> dict[str, bool]:
+    """Which of these names does the store know, and is it released? One statement, so of one state."""
+    query = select(attempts.c.driver_name, attempts.c.released_at.is_not(None))
+    return dict(iter(connection.execute(query.where(attempts.c.driver_name.in_(driver_names)))))
 
 
 def miss(
@@ -108,7 +98,10 @@ def _some_at_a_time(keys: Sequence[str]) -> list[Sequence[str]]:
 
 
 def renew_grace(connection: Connection, cluster_id: int, now: datetime, lost_at: datetime) -> None:
-    """Give another grace to those on this cluster whose own has ended while nobody was looking."""
+    """Give another grace to those on this cluster whose own has ended while nobody was looking.
+
+    One that would end later than a new one was given by a clock that was ahead, and becomes a new one too.
+    """
     here = (
         select(attempts.c.instance)
         .join_from(attempts, machines, attempts.c.machine_id == machines.c.id)
@@ -116,7 +109,11 @@ def renew_grace(connection: Connection, cluster_id: int, now: datetime, lost_at:
     )
     connection.execute(
         update(instances)
-        .where(instances.c.ended_at.is_(None), instances.c.lost_at <= now, instances.c.key.in_(here))
+        .where(
+            instances.c.ended_at.is_(None),
+            or_(instances.c.lost_at <= now, instances.c.lost_at > lost_at),
+            instances.c.key.in_(here),
+        )
         .values(lost_at=lost_at)
     )
 

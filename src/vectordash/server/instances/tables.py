@@ -67,6 +67,8 @@ class InstanceColumns(TypedColumns):
     due_at = Column(Instant, nullable=True)
     """When the reconciler should look at it next; null: it rests."""
     lease_until = Column(Instant, nullable=True)
+    lease_holder = Column(Text, nullable=True)
+    """The process (`db/presence.py`); without it the lease is void."""
     lease_version = Column(Integer, nullable=False, default=0)
     failures = Column(Integer, nullable=False, default=0)
     """Steps in a row that came to nothing, for the back-off."""

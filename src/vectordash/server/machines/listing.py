@@ -133,7 +133,7 @@ def clear(connection: Connection, now: datetime, chosen: Chosen) -> Done:
         if gpu.id in strays:
             remarks.append(
                 f"GPU {gpu.id} is held by {strays[gpu.id]}, which this store does not know: the next look at "
-                "its cluster withholds it again. See: vdserver doctor"
+                "its cluster withholds it again. See: vdserver instance orphans"
             )
         elif not gpu.present:
             remarks.append(f"GPU {gpu.id} is absent: {gpu.machine} is offline, or does not report it.")

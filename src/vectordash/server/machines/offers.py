@@ -42,7 +42,11 @@ def best_offer(
     cheapest: bool = False,
     without: Collection[int] = (),
 ) -> Offer | None:
-    """Which GPU of this type would be rented now? `cheapest` is for a renter who named a date."""
+    """Which GPU of this type would be rented now? `cheapest` is for a renter who named a date.
+
+    It is locked until the transaction ends. Those that others have locked are passed over, and waited for
+    only if there is no other: they may be let go again.
+    """
     lasts = gpus.c.available_until >= at_least_until
     query = (
         select(gpus.c.id, gpus.c.type, gpus.c.price, gpus.c.available_until, gpus.c.machine_id)
@@ -50,11 +54,12 @@ def best_offer(
         .where(gpus.c.type == type_, lasts.is_(true()) if cheapest else lasts, *_free(now))
         .order_by(*(_CHEAPEST if cheapest else _LATEST))
         .limit(1)
-        .with_for_update(skip_locked=True)
     )
     if without:
         query = query.where(gpus.c.id.not_in(without))
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(query.with_for_update(skip_locked=True, key_share=True)).one_or_none()
+    if row is None:
+        row = connection.execute(query.with_for_update(key_share=True)).one_or_none()
     return None if row is None else Offer(*row)
 
 

@@ -1,6 +1,6 @@
 """Every question asked of, and change made to, clusters, machines and GPUs, but the offers (`offers.py`)."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -13,12 +13,14 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    or_,
     select,
     update,
 )
 
 from vectordash.server.catalogue.store import type_for_card
 from vectordash.server.clock import UNLIMITED
+from vectordash.server.db.presence import processes
 from vectordash.server.drivers.base import SeenGpu, SeenMachine
 from vectordash.server.machines.tables import clusters, gpus, machines, orphans
 
@@ -74,6 +76,35 @@ class GpuRow:
     suspect_why: str
 
 
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One card and where it is, for who takes it over as it is."""
+
+    id: int
+    type: str
+    machine_id: int
+    machine: str
+    listed: bool
+    price: Decimal
+    available_until: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """Something of ours on a cluster that the store has never heard of."""
+
+    cluster_id: int
+    cluster: str
+    name: str
+    gpus: tuple[str, ...]
+    """UUIDs."""
+    port: int | None
+    found_at: datetime
+    spec: bytes | None
+    """Sealed; None while its cluster has not told what it was made from."""
+    purge: bool
+
+
 # --- holding ---------------------------------------------------------------------------------------------
 
 
@@ -104,7 +135,10 @@ def trust(connection: Connection, gpu_id: int) -> None:
 
 
 def place_of(connection: Connection, machine_id: int) -> Place:
-    """What is there to know of a machine before an instance is put on it?"""
+    """What is there to know of a machine before an instance is put on it?
+
+    The machine is locked until the transaction ends, so that two do not take the same port.
+    """
     count = select(func.count()).where(gpus.c.machine_id == machines.c.id).scalar_subquery()
     row = connection.execute(
         select(
@@ -124,6 +158,7 @@ def place_of(connection: Connection, machine_id: int) -> Place:
         )
         .join_from(machines, clusters, machines.c.cluster_id == clusters.c.id)
         .where(machines.c.id == machine_id)
+        .with_for_update(of=machines, key_share=True)
     )
     return Place(**row.mappings().one())
 
@@ -165,6 +200,27 @@ def join(
         .returning(clusters.c.id)
     ).scalar_one()
     return Cluster(cluster_id, name, driver, identity)
+
+
+def watcher_of(connection: Connection, cluster_id: int) -> str | None:
+    """Which living process makes the passes over this cluster?"""
+    query = select(clusters.c.watcher).where(
+        clusters.c.id == cluster_id, clusters.c.watcher.in_(select(processes.c.id))
+    )
+    return connection.execute(query).scalar()
+
+
+def watch(connection: Connection, cluster_id: int, process: str) -> bool:
+    """Let this process make the passes over a cluster, unless another living one does."""
+    free = or_(clusters.c.watcher.is_(None), clusters.c.watcher.not_in(select(processes.c.id)))
+    taken = update(clusters).where(clusters.c.id == cluster_id, free).values(watcher=process)
+    return connection.execute(taken.returning(clusters.c.id)).scalar() is not None
+
+
+def watches(connection: Connection, cluster_id: int, process: str) -> bool:
+    """Tell whether it is still this process that makes the passes, until the transaction ends."""
+    query = select(clusters.c.id).where(clusters.c.id == cluster_id, clusters.c.watcher == process)
+    return connection.execute(query.with_for_update(key_share=True)).scalar() is not None
 
 
 def last_seen(connection: Connection, cluster_id: int) -> datetime | None:
@@ -292,12 +348,65 @@ def keep_orphans(
     return sorted(names - known)
 
 
-def all_orphans(connection: Connection) -> list[tuple[str, str, datetime]]:
-    """Which unknown instances are there? (cluster, driver name, since when)"""
-    query = select(clusters.c.name, orphans.c.name, orphans.c.found_at).join_from(
-        orphans, clusters, orphans.c.cluster_id == clusters.c.id
+def all_orphans(connection: Connection, cluster_id: int | None = None) -> list[Orphan]:
+    """Which unknown instances are there, everywhere or on one cluster? Oldest first."""
+    query = (
+        select(
+            orphans.c.cluster_id,
+            clusters.c.name,
+            orphans.c.name,
+            orphans.c.gpu_uuids,
+            orphans.c.port,
+            orphans.c.found_at,
+            orphans.c.spec,
+            orphans.c.purge,
+        )
+        .join_from(orphans, clusters, orphans.c.cluster_id == clusters.c.id)
+        .order_by(orphans.c.found_at, orphans.c.name)
     )
-    return [(cluster, name, found) for cluster, name, found in connection.execute(query)]
+    if cluster_id is not None:
+        query = query.where(orphans.c.cluster_id == cluster_id)
+    return [
+        Orphan(cluster, cluster_name, name, tuple(cards.split()), port, found_at, spec, purge)
+        for cluster, cluster_name, name, cards, port, found_at, spec, purge in connection.execute(query)
+    ]
+
+
+def orphan_named(connection: Connection, name: str) -> Orphan | None:
+    """Which unknown instance bears this driver name?
+
+    Its cluster is locked until the transaction ends, so that no pass records what it saw before.
+    """
+    query = select(orphans.c.cluster_id).where(orphans.c.name == name).order_by(orphans.c.cluster_id)
+    cluster_id = connection.execute(query.limit(1)).scalar()
+    if cluster_id is None:
+        return None
+    lock = select(clusters.c.id).where(clusters.c.id == cluster_id).with_for_update(key_share=True)
+    connection.execute(lock)
+    return next((one for one in all_orphans(connection, cluster_id) if one.name == name), None)
+
+
+def keep_specs(connection: Connection, cluster_id: int, specs: Mapping[str, bytes]) -> None:
+    """Keep what unknown instances of a cluster were made from, sealed, by name."""
+    for name, sealed in specs.items():
+        this = (orphans.c.cluster_id == cluster_id) & (orphans.c.name == name)
+        connection.execute(update(orphans).where(this).values(spec=sealed))
+
+
+def purge_orphan(connection: Connection, name: str) -> bool | None:
+    """Have an unknown instance removed. False: that was decided before; None: there is none."""
+    query = select(orphans.c.purge).where(orphans.c.name == name).with_for_update()
+    marked = list(connection.execute(query).scalars())
+    if not marked:
+        return None
+    connection.execute(update(orphans).where(orphans.c.name == name).values(purge=True))
+    return not all(marked)
+
+
+def forget_orphan(connection: Connection, cluster_id: int, name: str) -> bool:
+    """Take it off the list: it is known from now on. False if it is to be removed."""
+    gone = delete(orphans).where(orphans.c.cluster_id == cluster_id, orphans.c.name == name, ~orphans.c.purge)
+    return connection.execute(gone.returning(orphans.c.name)).scalar() is not None
 
 
 def orphan_ports(connection: Connection, cluster_id: int) -> set[int]:
@@ -362,6 +471,32 @@ def change_listing(connection: Connection, gpu_ids: Collection[int], values: dic
 def clear(connection: Connection, gpu_ids: Collection[int]) -> None:
     """Trust these cards again."""
     change_listing(connection, gpu_ids, {"suspect": False, "suspect_why": "", "failures": 0})
+
+
+def card_of(connection: Connection, cluster_id: int, uuid: str) -> Card | None:
+    """Which card of this cluster is this? It is locked until the transaction ends."""
+    row = connection.execute(
+        select(
+            gpus.c.id,
+            gpus.c.type,
+            gpus.c.machine_id,
+            machines.c.name.label("machine"),
+            gpus.c.listed,
+            gpus.c.price,
+            gpus.c.available_until,
+        )
+        .join_from(gpus, machines, gpus.c.machine_id == machines.c.id)
+        .where(gpus.c.uuid == uuid, machines.c.cluster_id == cluster_id)
+        .with_for_update(of=gpus, key_share=True)
+    )
+    found = row.mappings().one_or_none()
+    return None if found is None else Card(**found)
+
+
+def cards_named(connection: Connection, uuids: Collection[str]) -> dict[str, tuple[int, str]]:
+    """Which cards have these UUIDs? By UUID: (id, type)."""
+    query = select(gpus.c.uuid, gpus.c.id, gpus.c.type).where(gpus.c.uuid.in_(uuids))
+    return {uuid: (gpu_id, kind) for uuid, gpu_id, kind in connection.execute(query)}
 
 
 def held_by_orphans(connection: Connection) -> dict[int, str]:

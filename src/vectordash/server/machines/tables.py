@@ -12,10 +12,12 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     Table,
     Text,
     TypedColumns,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -37,6 +39,8 @@ class ClusterColumns(TypedColumns):
     first_port = Column(Integer, nullable=False)
     last_port = Column(Integer, nullable=False)
     created_at = Column(Instant, nullable=False)
+    watcher = Column(Text, nullable=True)
+    """The process (`db/presence.py`) that makes the passes; without it another one takes over."""
 
 
 clusters = Table(
@@ -146,6 +150,10 @@ class OrphanColumns(TypedColumns):
     port = Column(Integer, nullable=True)
     """SSH port that it holds; withheld likewise."""
     found_at = Column(Instant, nullable=False)
+    spec = Column(LargeBinary, nullable=True)
+    """Sealed: what it was made from, as far as its cluster can tell; with it, it can be adopted."""
+    purge = Column(Boolean, nullable=False, default=False, server_default=false())
+    """The operator has decided that it is to be removed."""
 
 
 orphans = Table("orphans", metadata, OrphanColumns)

@@ -1,7 +1,8 @@
 """One instance: load, observe, decide, act, record, until it rests or must wait.
 
 Works under a lease, on one instance at a time; every driver call has a deadline shorter than what remains
-of the lease. Called by `loop.py` for whoever is due; what it leaves undone stays due in the store.
+of the lease. Called by `loop.py` for whoever is due, and cancelled by it when this process can no longer be
+sure of its leases; what it leaves undone stays due in the store.
 """
 
 import asyncio
@@ -14,10 +15,11 @@ from typing import Concatenate, ParamSpec, TypeVar
 from sqlalchemy import Connection
 
 from vectordash.server.clock import Clock
+from vectordash.server.db.presence import Presence
 from vectordash.server.db.session import Store
 from vectordash.server.drivers.base import Access, Driver, DriverError, PortBusy, Spec, StartFailed
 from vectordash.server.instances import leases, outcomes
-from vectordash.server.instances.leases import Attempt, Work
+from vectordash.server.instances.leases import Attempt, Term, Work
 from vectordash.server.reconciler.step import (
     Abandon,
     Desired,
@@ -81,6 +83,7 @@ class Surroundings:
     clock: Clock
     vault: Vault
     clusters: Mapping[int, Cluster]
+    presence: Presence
     tell: Callable[[str], None] = lambda _: None
     """Called with the key of an instance that has become active: somebody may wait for it."""
 
@@ -89,6 +92,12 @@ class Surroundings:
         """Long enough for the longest start and a removal."""
         longest = max((one.driver.start_deadline for one in self.clusters.values()), default=15.0)
         return longest + _REMOVE + 2 * _LOOK + _MARGIN
+
+    def term(self) -> Term:
+        """For whom and how long a lease that is taken now would be."""
+        now = self.clock()
+        until = now + timedelta(seconds=self.lease_seconds)
+        return Term(self.presence.id, now, until, self.deadlines())
 
     def deadlines(self) -> dict[int, datetime]:
         """By when a start that begins now must have come to a login, on each cluster."""
@@ -104,13 +113,9 @@ class _Again(Exception):
         self.pause = pause
 
 
-async def work_on(around: Surroundings, key: str) -> None:
-    """Bring one instance as far as it goes now. Raises nothing but what the store raises."""
-    now = around.clock()
-    until = now + timedelta(seconds=around.lease_seconds)
-    work = await around.store.write(leases.lease, key, now, until, around.deadlines())
-    if work is not None:
-        await _Shift(around, until, work).do()
+async def work_on(around: Surroundings, work: Work, until: datetime) -> None:
+    """Bring one instance, leased until then, as far as it goes now. Raises only what the store raises."""
+    await _Shift(around, until, work).do()
 
 
 @dataclass(slots=True)

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
-from vectordash.server.accounts.service import Accounts
 from vectordash.server.clock import Clock
+from vectordash.server.db.presence import Presence
 from vectordash.server.db.session import Store
 from vectordash.server.drivers.base import DriverError
 from vectordash.server.instances import leases, outcomes
 from vectordash.server.instances import store as instances
+from vectordash.server.instances.leases import Work
 from vectordash.server.instances.rent import KEPT
 from vectordash.server.instances.stock import Stock
-from vectordash.server.instances.waiting import Waiters
 from vectordash.server.reconciler.instance import Cluster, Surroundings, work_on
 from vectordash.server.reconciler.machine import Watch
 from vectordash.server.settings import Settings
@@ -34,6 +34,8 @@ T = TypeVar("T")
 
 _AT_ONCE = 64
 """Instances worked on at a time."""
+_LOOK_AT_PRESENCE = 0.25
+"""Seconds."""
 _PAUSE = 1.0
 """Seconds to wait after an error of the store."""
 
@@ -47,13 +49,14 @@ class Reconciler:
     settings: Settings
     vault: Vault
     clusters: Sequence[Cluster]
-    waiters: Waiters
-    accounts: Accounts
+    presence: Presence
     stock: Stock
+    tell: Callable[[str], None]
+    """Called with the key of an instance that something has become of: somebody may wait for it."""
     beat: datetime | None = None
     """When it last went round; `/readyz` looks at it."""
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
-    _at_work: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _at_work: set[asyncio.Task[None]] = field(default_factory=set)
 
     def wake(self) -> None:
         """Something is due now."""
@@ -62,7 +65,8 @@ class Reconciler:
     async def run(self) -> None:
         """Run until cancelled; what was begun is given up cleanly, to be taken up from the store."""
         clusters = {one.id: one for one in self.clusters}
-        around = Surroundings(self.store, self.clock, self.vault, clusters, self.waiters.tell)
+        around = Surroundings(self.store, self.clock, self.vault, clusters, self.presence, self.tell)
+        await self._survive(self._look_at_all)
         try:
             async with asyncio.TaskGroup() as loops:
                 for cluster in self.clusters:
@@ -70,10 +74,14 @@ class Reconciler:
                 loops.create_task(self._give_out(around))
                 loops.create_task(self._keep_house())
                 loops.create_task(self._keep_stock())
+                loops.create_task(self._put_tools_down())
         finally:
-            for task in self._at_work.values():
-                task.cancel()
-            await asyncio.gather(*self._at_work.values(), return_exceptions=True)
+            await self._cancel_work()
+
+    async def _cancel_work(self) -> None:
+        for task in self._at_work:
+            task.cancel()
+        await asyncio.gather(*self._at_work, return_exceptions=True)
 
     async def _give_out(self, around: Surroundings) -> None:
         """Have everybody worked on who is due."""
@@ -85,15 +93,24 @@ class Reconciler:
                 async with asyncio.timeout(_PAUSE if pause is None else pause):
                     await self._woken.wait()
 
+    async def _put_tools_down(self) -> None:
+        """Stop all work when this process may have been taken for dead: others may do it now."""
+        while True:
+            await asyncio.sleep(_LOOK_AT_PRESENCE)
+            if not self.presence.sure and self._at_work:
+                log.warning("the store is out of reach: %d instances wait", len(self._at_work))
+                await self._cancel_work()
+
     async def _begin_those_due(self, around: Surroundings) -> float:
         """Begin work on as many as there is room for; gives the seconds until the next is due."""
         room = _AT_ONCE - len(self._at_work)
         if room <= 0:
             return self.settings.poll
-        keys = await self.store.read(leases.due, self.clock(), _AT_ONCE)
-        for key in keys:
-            if key not in self._at_work and len(self._at_work) < _AT_ONCE:
-                self._begin(around, key)
+        keys = await self.store.read(leases.due, self.clock(), room)
+        if keys and self.presence.sure:
+            term = around.term()
+            for work in await self.store.write(leases.lease, term, keys):
+                self._begin(around, work, term.until)
         if len(keys) >= room:  # there may be more: whoever finishes next wakes us
             return self.settings.poll
         return self._until(await self.store.read(leases.next_due))
@@ -104,15 +121,15 @@ class Reconciler:
             return self.settings.poll
         return min(self.settings.poll, max(0.05, (due_at - self.clock()).total_seconds()))
 
-    def _begin(self, around: Surroundings, key: str) -> None:
-        task = asyncio.create_task(work_on(around, key), name=f"instance {key}")
-        self._at_work[key] = task
+    def _begin(self, around: Surroundings, work: Work, until: datetime) -> None:
+        task = asyncio.create_task(work_on(around, work, until), name=f"instance {work.key}")
+        self._at_work.add(task)
 
         def done(task: asyncio.Task[None]) -> None:
-            del self._at_work[key]
+            self._at_work.discard(task)
             if not task.cancelled() and (error := task.exception()) is not None:
-                log.warning("instance %s: %s", key, error)
-            self.waiters.tell(key)
+                log.warning("instance %s: %s", work.key, error)
+            self.tell(work.key)
             self._woken.set()
 
         task.add_done_callback(done)
@@ -120,7 +137,15 @@ class Reconciler:
     async def _watch(self, cluster: Cluster) -> None:
         """Pass over one cluster, when it has news and every few seconds."""
         settings = self.settings
-        watch = Watch(self.store, self.clock, cluster, settings.grace, settings.machine_timeout)
+        watch = Watch(
+            self.store,
+            self.clock,
+            cluster,
+            settings.grace,
+            settings.machine_timeout,
+            self.presence,
+            self.vault,
+        )
         while True:
             await self._survive(watch.look)
             self._woken.set()
@@ -140,12 +165,7 @@ class Reconciler:
     async def _keep_house(self) -> None:
         """What is to be done now and then, each apart, so that one failing keeps no other from its turn."""
         while True:
-            for chore in (
-                self.accounts.keep_uses,
-                self.waiters.look,
-                self._end_those_over_time,
-                self._forget_promises,
-            ):
+            for chore in (self._end_those_over_time, self._forget_promises):
                 await self._survive(chore)
             await asyncio.sleep(self.settings.poll)
 
@@ -158,8 +178,11 @@ class Reconciler:
     async def _end_those_over_time(self) -> None:
         if keys := await self.store.write(outcomes.end_those_over_time, self.clock()):
             for key in keys:
-                self.waiters.tell(key)
+                self.tell(key)
             self._woken.set()
+
+    async def _look_at_all(self) -> None:
+        await self.store.write(leases.look_at_all, self.clock())
 
     async def _forget_promises(self) -> None:
         await self.store.write(instances.forget_promises, self.clock() - KEPT - timedelta(hours=1))

@@ -33,6 +33,7 @@ from vectordash.server.drivers.local.launch import Launch, launch
 from vectordash.server.drivers.local.orders import Word, word
 from vectordash.server.drivers.local.sandbox import USER, NoSandbox, Sandbox, probe
 from vectordash.server.drivers.login import login, warm
+from vectordash.server.vault import Vault
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -46,7 +47,8 @@ _PATIENCE = 10.0
 class LocalDriver:
     """Instances as processes of this computer; `sandbox` says whether and how they are shut in.
 
-    `simulate` offers made-up cards even where there are real ones.
+    `simulate` offers made-up cards even where there are real ones. `vault` seals what an instance is made
+    from, in its folder; without one that is not kept, and not recalled.
     """
 
     kind = "local"
@@ -54,10 +56,15 @@ class LocalDriver:
     start_deadline = 15.0
 
     def __init__(
-        self, folder: Path, *, simulate: bool = False, sandbox: Sandbox | NoSandbox | None = None
+        self,
+        folder: Path,
+        *,
+        simulate: bool = False,
+        sandbox: Sandbox | NoSandbox | None = None,
+        vault: Vault | None = None,
     ) -> None:
         self.sandbox = sandbox or probe()
-        self._folder = Folder(folder)
+        self._folder = Folder(folder, vault)
         self._identity = self._folder.identity()
         self._simulate = simulate
         self._cards: dict[str, Card] = {}
@@ -95,6 +102,12 @@ class LocalDriver:
         place = self._folder.place(name)
         async with self._locks.setdefault(name, asyncio.Lock()):
             return await self._in_thread(self._look_at, place)
+
+    async def recall(self, name: str) -> Spec | None:
+        """Read what stands in its folder. While it is being started or removed this waits."""
+        place = self._folder.place(name)
+        async with self._locks.setdefault(name, asyncio.Lock()):
+            return await self._in_thread(place.recall)
 
     async def ensure(self, spec: Spec) -> None:
         """Start it, unless it runs."""

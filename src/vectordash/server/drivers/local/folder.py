@@ -1,14 +1,14 @@
 """The driver's folder: one folder an instance, and a lock that says which of them runs.
 
 `<folder>/<driver name>/` holds `home/` (the renter's disk), `etc/` (made-up files for the sandbox), `given`
-(its cards and port), `log` and `alive`. A lock on `alive` is held by the instance's own processes, inherited
-at the moment they are made: it is free exactly when none is left, whatever was killed, and however. Two
-servers never share a folder. Everything here blocks; the driver calls it in a thread.
+(what it was last started from, sealed: there is a host key in it), `log` and `alive`. A lock on
+`alive` is held by the instance's own processes, inherited at the moment they are made: it is free exactly
+when none is left, whatever was killed, and however. Two servers never share a folder. Everything here
+blocks; the driver calls it in a thread.
 """
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import secrets
@@ -18,17 +18,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from vectordash.server.drivers.base import DriverError, SeenInstance, Spec
+from vectordash.server.vault import Vault, VaultError
 
 _NAME = re.compile(r"vd-[A-Za-z0-9_-]{1,120}")
 _NEW = ".new-"
 
 
+class _Given(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What stands in `given`."""
+
+    gpus: tuple[str, ...]
+    port: int
+    sealed: bytes | None = None
+    """The whole `Spec`; earlier versions left it out."""
+
+
 class Folder:
     """The driver's folder; made if it is not there, and cleared of what a killed server had half made."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, vault: Vault | None) -> None:
         self.path = path.absolute()
+        self._vault = vault
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         for leftover in self.path.glob(f"{_NEW}*"):
             _delete(leftover)
@@ -50,20 +63,21 @@ class Folder:
         """List the instances that have a folder."""
         for entry in os.scandir(self.path):
             if _NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-                yield Place(self.path / entry.name)
+                yield Place(self.path / entry.name, self._vault)
 
     def place(self, name: str) -> "Place":
         """Tell where an instance's folder is, or would be."""
         if not _NAME.fullmatch(name):
             raise DriverError(f"{name!r} is not a driver name")
-        return Place(self.path / name)
+        return Place(self.path / name, self._vault)
 
 
 class Place:
     """The folder of one instance, there or not."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, vault: Vault | None) -> None:
         self.name = path.name
+        self._vault = vault
         self.path = path
         self.home = path / "home"
         self.etc = path / "etc"
@@ -86,18 +100,33 @@ class Place:
         new.rename(self.path)
 
     def give(self, spec: Spec) -> None:
-        """Write which cards and port it is given now; another start may be given another port."""
+        """Write what it is made from now; another start may be given another port."""
+        sealed = None
+        if self._vault is not None:
+            sealed = self._vault.seal(msgspec.json.encode(spec).decode(), self.name)
         new = self._given.with_suffix(".new")
-        new.write_text(json.dumps({"gpus": spec.gpus, "port": spec.port}), encoding="utf-8")
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(msgspec.json.encode(_Given(spec.gpus, spec.port, sealed)))
         new.replace(self._given)
+
+    def recall(self) -> Spec | None:
+        """Read what it was made from; None if that was not written, or cannot be opened."""
+        try:
+            given = msgspec.json.decode(self._given.read_bytes(), type=_Given)
+            if given.sealed is None or self._vault is None:
+                return None
+            return msgspec.json.decode(self._vault.open(given.sealed, self.name), type=Spec)
+        except (OSError, msgspec.MsgspecError, VaultError):
+            return None
 
     def look(self) -> SeenInstance | None:
         """Look at the instance; None if it has no folder."""
         state: Literal["running", "stopped"] = "running" if self.running() else "stopped"
         try:
-            given = json.loads(self._given.read_text(encoding="utf-8"))
-            return SeenInstance(self.name, state, tuple(given["gpus"]), given["port"])
-        except (OSError, ValueError):
+            given = msgspec.json.decode(self._given.read_bytes(), type=_Given)
+            return SeenInstance(self.name, state, given.gpus, given.port)
+        except (OSError, msgspec.MsgspecError):
             return SeenInstance(self.name, state) if state == "running" or self.path.exists() else None
 
     def running(self) -> bool:

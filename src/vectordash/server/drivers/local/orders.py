@@ -1,9 +1,9 @@
 """What the driver and the program of an instance say to each other, once, at its start.
 
 The driver writes `Orders` to the program's standard input, the only way in for secrets: nothing of them is
-on disk, in arguments or in an environment. The program answers with one `Word` and hears no more. It runs
-on through upgrades of the server, so whatever else the two share (the lock, the mark, the folder's layout)
-may only be added to.
+on disk unsealed, in arguments or in an environment. The program answers with one `Word` and hears no more. It
+runs on through upgrades of the server, so whatever else the two share (the lock, the mark, the folder's
+layout) may only be added to.
 """
 
 import json

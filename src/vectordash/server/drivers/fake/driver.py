@@ -29,7 +29,7 @@ from vectordash.server.drivers.base import (
     Unreachable,
 )
 
-Call = Literal["identity", "machines", "instances", "instance", "ensure", "login", "remove"]
+Call = Literal["identity", "machines", "instances", "instance", "recall", "ensure", "login", "remove"]
 
 
 @dataclass(slots=True)
@@ -88,13 +88,20 @@ class FakeDriver:
     """Ports that another program uses."""
     faults: list[Fault] = field(default_factory=list)
     calls: Counter[Call] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+    """Each time that two ran at once on a card, or at a port of a machine; what ended is not forgotten."""
+    news: int = 0
+    """How often something has changed by itself."""
     kind: str = "fake"
     user: str = "ubuntu"
     start_deadline: float = 15.0
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _heard: int = 0
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _started: asyncio.Event = field(default_factory=asyncio.Event)
     _bound: dict[tuple[str, int], set[str]] = field(default_factory=lambda: defaultdict(set))
     """Which instances were given an address and port, so that no call looks through all of them."""
+    _claimed: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Which instances have run on a card, or at a port of a machine."""
 
     async def identity(self) -> str:
         """See `Driver`."""
@@ -109,13 +116,19 @@ class FakeDriver:
     async def instances(self) -> Sequence[SeenInstance]:
         """See `Driver`."""
         await self._meet("instances")
-        return tuple(_seen(name, one) for name, one in self.there.items() if name not in self.hidden)
+        return tuple(one for one in self.census() if one.name not in self.hidden)
 
     async def instance(self, name: str) -> SeenInstance | None:
         """See `Driver`."""
         await self._meet("instance")
         one = self.there.get(name)
         return None if one is None else _seen(name, one)
+
+    async def recall(self, name: str) -> Spec | None:
+        """See `Driver`."""
+        await self._meet("recall")
+        one = self.there.get(name)
+        return None if one is None else one.spec
 
     async def ensure(self, spec: Spec) -> None:
         """See `Driver`."""
@@ -124,8 +137,7 @@ class FakeDriver:
         if one is None or not one.running:
             self._demand_gpus(spec)
             self._demand_port(spec)
-            self.there[spec.name] = FakeInstance(spec)
-            self._started.set()
+            self._run(FakeInstance(spec))
         if fault is not None and fault.error is not None:
             raise fault.error
 
@@ -143,6 +155,18 @@ class FakeDriver:
         if spec.port in self.busy_ports or spec.machine in others:
             raise PortBusy(spec.port)
         self._bound[spec.address, spec.port].add(spec.name)
+
+    def _run(self, one: FakeInstance) -> None:
+        """Let it run, whoever else does; what may never be is put on record."""
+        name = one.spec.name
+        self.there[name] = one
+        for claim in _claims(one.spec) if one.running else ():
+            for other in sorted(self._claimed[claim] - {name}):
+                rival = self.there.get(other)
+                if rival is not None and rival.running and claim in _claims(rival.spec):
+                    self.violations.append(f"{other} and {name} both run {claim}")
+            self._claimed[claim].add(name)
+        self._started.set()
 
     async def login(self, access: Access) -> None:
         """See `Driver`."""
@@ -169,43 +193,56 @@ class FakeDriver:
         fault = await self._meet("remove", one.spec.gpus if one else ())
         if name not in self.stubborn and (gone := self.there.pop(name, None)) is not None:
             self._bound[gone.spec.address, gone.spec.port].discard(name)
+            for claim in _claims(gone.spec):
+                self._claimed[claim].discard(name)
         if fault is not None and fault.error is not None:
             raise fault.error
 
     async def changed(self) -> None:
         """See `Driver`."""
-        await self._news.wait()
-        self._news.clear()
+        self._heard = await self.news_after(self._heard)
+
+    async def news_after(self, heard: int) -> int:
+        """Return `news` once it is another number than the one last heard of. Any number may wait."""
+        while self.news == heard:
+            await self._changed.wait()
+        return self.news
 
     async def close(self) -> None:
         """See `Driver`."""
 
+    def census(self) -> tuple[SeenInstance, ...]:
+        """List all that is there, hidden or not."""
+        return tuple(_seen(name, one) for name, one in self.there.items())
+
     def stop(self, name: str) -> None:
         """Let an instance stop by itself, as in a power cut."""
         self.there[name].running = False
-        self._news.set()
+        self._tell()
 
     def vanish(self, name: str) -> None:
         """Let an instance be gone without a trace."""
         self.vanished[name] = self.there.pop(name)
-        self._news.set()
+        self._tell()
 
     def come_back(self, name: str) -> None:
         """Let a vanished instance be there again."""
-        self.there[name] = self.vanished.pop(name)
-        self._news.set()
+        self._run(self.vanished.pop(name))
+        self._tell()
+
+    def _tell(self) -> None:
+        self.news += 1
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     async def _meet(self, call: Call, gpus: tuple[str, ...] = ()) -> Fault | None:
         """Count the call and suffer what was ordered for it; gives a fault that strikes after the deed."""
         self.calls[call] += 1
         if not self.reachable:
             raise Unreachable("the fake cluster was told not to answer")
-        fault = next((one for one in self.faults if one.call == call and one.gpu in (None, *gpus)), None)
+        fault = self._due(call, gpus)
         if fault is None:
             return None
-        fault.times -= 1
-        if fault.times <= 0:
-            self.faults.remove(fault)
         if fault.delay == float("inf"):
             await asyncio.Event().wait()
         await asyncio.sleep(fault.delay)
@@ -214,6 +251,20 @@ class FakeDriver:
         if fault.error is not None:
             raise fault.error
         return None
+
+    def _due(self, call: Call, gpus: tuple[str, ...]) -> Fault | None:
+        """Take the next fault that was ordered for such a call."""
+        fault = next((one for one in self.faults if one.call == call and one.gpu in (None, *gpus)), None)
+        if fault is not None:
+            fault.times -= 1
+            if fault.times <= 0:
+                self.faults.remove(fault)
+        return fault
+
+
+def _claims(spec: Spec) -> tuple[str, ...]:
+    """Name what an instance must have to itself while it runs."""
+    return (*(f"on {uuid}" for uuid in spec.gpus), f"at port {spec.port} of {spec.machine}")
 
 
 def _seen(name: str, one: FakeInstance) -> SeenInstance:
