@@ -805,6 +805,8 @@ class Story(RuleBasedStateMachine):
     def suffer(self, which: int, how: str, seconds: int, tried: bool, back: bool) -> None:
         """Let something be lost for a while, long enough for a pass to notice."""
         self.run(self._look())
+        if not self._own():
+            return
         self.lose(which, how)
         if how == "cut off":
             self.run(self._pass_time(40))
@@ -1327,6 +1329,46 @@ def mishaps() -> Iterator[Mishaps]:
     log.addHandler(handler)
     yield handler
     log.removeHandler(handler)
+
+
+def test_a_card_that_an_orphan_holds_is_not_offered_because_an_instance_came_up_on_it(
+    world: World, mishaps: Mishaps
+) -> None:
+    story = Story(world, mishaps)
+    titan = next(at for at, card in enumerate(story.model.cards) if card.type == "Titan V")
+    story.run(story._rent({"name": "one", "gpu": "Titan V"}, None, None))
+    story.leave_orphan(port=PORTS[1], which=titan)
+    story.reconcile("look")
+    story.reconcile("work")
+    story.delete(which=0, by_name=False)
+    story.reconcile("work")
+
+    story.run(story._rent({"name": "two", "gpu": "Titan V"}, None, None))  # the model knows: there is none
+
+    story.check()
+    story.teardown()
+
+
+def test_one_that_is_found_gone_before_a_pass_missed_it_ends_when_it_was_last_seen_well(
+    world: World, mishaps: Mishaps
+) -> None:
+    story = Story(world, mishaps)
+    story.driver.faults.append(Fault("ensure", StartFailed("half made"), after=True))
+    story.driver.faults.append(Fault("remove", DriverError("it refuses"), times=9))
+    story.run(story._rent({"name": "one", "gpu": "1080 ti"}, None, None))
+    story.reconcile("settle")  # its second attempt is active, and it stays due for the rest of the first
+    one = story.model.rented[0]
+    name = story.store.ask(books).current(one.key).driver_name
+    assert one.status == "active"
+
+    story.driver.vanish(name)
+    story.wait(seconds=4 * 3600, watched=False)
+    story.reconcile("work")
+
+    story.check()
+    assert one.ended_at == NOON
+    assert one.use(story.clock.now) == (0, 0)
+    story.teardown()
 
 
 def test_any_story_ends_well_and_never_shows_what_may_not_be(

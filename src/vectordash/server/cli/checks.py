@@ -33,6 +33,7 @@ from vectordash.server.drivers.local import gpus as cards
 from vectordash.server.drivers.local.sandbox import Sandbox, probe
 from vectordash.server.instances import oversight
 from vectordash.server.instances.store import pairs_left
+from vectordash.server.machines import doubt
 from vectordash.server.machines import store as machines
 from vectordash.server.machines.listing import state
 from vectordash.server.machines.store import Orphan
@@ -399,14 +400,16 @@ def _orphan(orphan: Orphan) -> str:
 
 
 def _suspects(_one: Installation, store: Store) -> Check:
-    """No GPU is withheld for a failure."""
-    found = [gpu for gpu in store.ask(machines.all_gpus) if gpu.suspect_why]
+    """No GPU is withheld for a failure. Those that an orphan may hold are not for the operator to clear."""
+    held = store.ask(machines.held_by_orphans)
+    found = [gpu for gpu in store.ask(machines.all_gpus) if gpu.suspect_why and gpu.id not in held]
     if not found:
         return Check("suspect gpus", "ok", "none", "none")
     why = "; ".join(f"GPU {gpu.id}: {gpu.suspect_why}" for gpu in found)
-    return Check(
-        "suspect gpus", "fail", why, "none", f"vdserver gpu clear {' '.join(str(gpu.id) for gpu in found)}"
-    )
+    failed = " ".join(str(gpu.id) for gpu in found if gpu.suspect_why != doubt.WHY)
+    if not failed:
+        return Check("suspect gpus", "warn", why, "none", "vdserver up")
+    return Check("suspect gpus", "fail", why, "none", f"vdserver gpu clear {failed}")
 
 
 def _stuck(one: Installation, store: Store) -> Check:

@@ -64,10 +64,12 @@ def opened(context: click.Context) -> Iterator["Store"]:
     """Open the store of a cloud that was started before, while it serves or not."""
     from vectordash.server.db.facts import time_of  # noqa: PLC0415 - slow, and `--help` needs none of it
     from vectordash.server.db.migrate import demand_head, revision  # noqa: PLC0415
+    from vectordash.server.db.restoring import demand_not_moved  # noqa: PLC0415
     from vectordash.server.db.session import Store  # noqa: PLC0415
 
     settings = settings_of(context)
     if not settings.database:
+        demand_not_moved(settings.data)
         demand_store(settings.data)
     store = Store(settings.store_url, readers=1)
     try:

@@ -20,8 +20,6 @@ from vectordash.server.machines.doubt import doubt_free
 from vectordash.server.settings import Settings
 from vectordash.server.vault import VaultError
 
-_WHY = "the store was restored: waiting for a look at the cluster"
-
 
 @click.command(epilog=example("vdserver restore /mnt/backups/monday.db"))
 @click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
@@ -104,7 +102,7 @@ def _prepare(found: Backup, made: Path, clock: Clock) -> None:
 
     def mend(connection: Connection) -> None:
         presence.clear(connection)  # with them their leases are void
-        doubt_free(connection, _WHY)
+        doubt_free(connection)
         audit.record(connection, clock(), "operator", "restore", f"{found.file.name}, {found.made}")
 
     try:

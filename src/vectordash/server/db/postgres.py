@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 _LIMITS = {
     "statement_timeout": 10_000,
     "lock_timeout": 3_000,
-    "idle_in_transaction_session_timeout": 5_000,
+    "idle_in_transaction_session_timeout": 4_000,
     "tcp_user_timeout": 5_000,
     "client_connection_check_interval": 1_000,
 }
@@ -50,15 +50,16 @@ hosts and users: those go to the log."""
 _AGAIN = frozenset({"40001", "40P01"})
 """Two transactions were in each other's way, and this one was undone."""
 _DAMAGES = frozenset({"XX001", "XX002"})
-_SETTLE = 5.0
-"""Seconds to find out whether a commit was made whose answer was lost."""
+_SETTLE = 6.0
+"""Seconds to find out whether a commit was made whose answer was lost: longer than a transaction that the
+server still takes for begun is let be."""
 _PAUSE = 0.1
 _ALONE = 0x76646D67
 """An advisory lock's number: “vdmg”."""
 
 
 class Postgres:
-    """A database on a PostgreSQL server, 13 or later."""
+    """A database on a PostgreSQL server, 14 or later."""
 
     writers = 8
     tries = 4
@@ -81,8 +82,7 @@ class Postgres:
             pool_size=pool,
             max_overflow=0,
             pool_timeout=5.0,
-            # A writer's connection is tried first, since a change that began is not begun again by itself.
-            pool_pre_ping=writes,
+            # Not tried before use: one that was cut fails at the first statement, and a new one is taken.
             hide_parameters=True,
             connect_args=arguments,
             **({} if writes else {"isolation_level": "AUTOCOMMIT"}),

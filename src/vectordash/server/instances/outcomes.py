@@ -102,8 +102,15 @@ def lose(connection: Connection, work: Work, attempt: Attempt, why: str, now: da
     if held(connection, work) == "lost":
         return
     machines.suspect(connection, attempt.gpu_id, f"{work.key} was lost on it: {why}")
-    last_well = work.unseen_since or now
+    last_well = work.unseen_since or _last_well(connection, work, attempt, now)
     _end(connection, work, max(last_well, work.active_at or last_well), "lost", f"Lost: {why}.", now)
+
+
+def _last_well(connection: Connection, work: Work, attempt: Attempt, now: datetime) -> datetime:
+    """When was one seen well that no pass has missed yet? When the last pass was made, or it came up."""
+    came_up = connection.execute(select(instances.c.well_since).where(instances.c.key == work.key)).scalar()
+    passed = machines.last_seen(connection, attempt.cluster_id)
+    return min(now, max((moment for moment in (came_up, passed) if moment is not None), default=now))
 
 
 def fail(

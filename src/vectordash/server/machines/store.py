@@ -26,6 +26,8 @@ from vectordash.server.machines.tables import clusters, gpus, machines, orphans
 
 MOST_FAILURES = 3
 """Failures in a row after which only the operator offers a GPU again."""
+_HELD_BY_ORPHAN = (literal(" ") + orphans.c.gpu_uuids + " ").contains(literal(" ") + gpus.c.uuid + " ")
+"""The condition that an orphan holds a card."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +130,11 @@ def suspect(connection: Connection, gpu_id: int, why: str) -> None:
 
 
 def trust(connection: Connection, gpu_id: int) -> None:
-    """An instance came up on it: whatever failed before is forgotten."""
+    """An instance came up on it: whatever failed before is forgotten, but not that an orphan holds it."""
     connection.execute(
-        update(gpus).where(gpus.c.id == gpu_id).values(suspect=False, suspect_why="", failures=0)
+        update(gpus)
+        .where(gpus.c.id == gpu_id, ~exists().where(_HELD_BY_ORPHAN))
+        .values(suspect=False, suspect_why="", failures=0)
     )
 
 
@@ -418,10 +422,7 @@ def orphan_ports(connection: Connection, cluster_id: int) -> set[int]:
 def clear_well(connection: Connection, cluster_id: int) -> None:
     """Offer suspect GPUs again that are present, that nothing holds, and that have not failed too often."""
     here = select(machines.c.id).where(machines.c.cluster_id == cluster_id)
-    held = exists().where(
-        orphans.c.cluster_id == cluster_id,
-        (literal(" ") + orphans.c.gpu_uuids + " ").contains(literal(" ") + gpus.c.uuid + " "),
-    )
+    held = exists().where(orphans.c.cluster_id == cluster_id, _HELD_BY_ORPHAN)
     connection.execute(
         update(gpus)
         .where(gpus.c.suspect, gpus.c.present, gpus.c.free, gpus.c.failures < MOST_FAILURES)
@@ -501,6 +502,5 @@ def cards_named(connection: Connection, uuids: Collection[str]) -> dict[str, tup
 
 def held_by_orphans(connection: Connection) -> dict[int, str]:
     """Which cards does something hold that this store does not know? By id: its driver name."""
-    of_it = (literal(" ") + orphans.c.gpu_uuids + " ").contains(literal(" ") + gpus.c.uuid + " ")
-    query = select(gpus.c.id, orphans.c.name).join_from(gpus, orphans, of_it)
+    query = select(gpus.c.id, orphans.c.name).join_from(gpus, orphans, _HELD_BY_ORPHAN)
     return dict(iter(connection.execute(query)))
