@@ -118,6 +118,12 @@ class Postgres:
         """Forget a database, whoever is still connected to it."""
         self.do(f"drop database if exists {name} with (force)")
 
+    def pids(self) -> list[int]:
+        """List the server's processes, the first one first."""
+        first = int((self.folder / "data" / "postmaster.pid").read_text().splitlines()[0])
+        children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+        return [first, *map(int, children)]
+
     def start(self) -> None:
         """Start the server, and wait until it answers."""
         self.control("start", "-w", "-t", "60", "-l", str(self.folder / "log"))

@@ -75,7 +75,7 @@ def test_a_holder_that_is_frozen_is_replaced_and_does_no_harm_when_it_wakes(
 
         assert healed < _HEALED
         (frozen,) = [one for one in cloud.parts if one.process.pid == pid]
-        eventually(lambda: "taken for dead" in frozen.said, "it to notice")
+        eventually(lambda: "under another name" in frozen.said, "it to notice")
         # It is of use again, under another name.
         for one in cloud.parts:
             if one.kind == "reconciler" and one is not frozen:

@@ -148,6 +148,23 @@ def test_a_database_that_is_away_for_half_a_minute(tmp_path: Path, kind: str) ->
         assert "Traceback" not in part.said
 
 
+def test_a_start_that_was_under_way_when_the_database_went_is_taken_up(tmp_path: Path) -> None:
+    """Its worker had to put its tools down, and could not say so."""
+    with private_postgres() as server, serving(tmp_path, server) as (cloud, part):
+        cloud.of_cluster(lambda driver: driver.order(Fault("ensure", delay=8.0)))
+        wish = {"name": "one", "gpu": "1080 ti"}
+        key = cloud.call(part.port, "POST", "/api/instances", wish).json["instance"]["key"]
+        leased = select(instances.c.key).where(instances.c.lease_until.is_not(None))
+        eventually(lambda: cloud.store.ask(lambda one: one.execute(leased).scalar()), "the start")
+        with power_cut(cloud):
+            time.sleep(6)
+
+        healed = seconds_until(lambda: status(cloud, part, key) == "active", "it to be active")
+
+        assert healed < _HEALED
+        assert "under another name" in part.said
+
+
 def test_connections_that_are_cut_all_the_time(tmp_path: Path, postgres_server: Postgres) -> None:
     """Also in the middle of a transaction, and of its commit: nothing is lost, and nothing made twice."""
     with serving(tmp_path, postgres_server) as (cloud, part):

@@ -256,6 +256,9 @@ async def test_the_leases_of_a_process_end_with_it(cloud: Cloud, process: str) -
         await store.write(presence.clear)
 
     assert await store.read(leases.due, NOON, 10) == [key]
+    assert await lease(cloud, key) is None, "a dead one takes none"
+    cloud.plane.presence.id = "another"
+    cloud.plane.presence.enter()
     other = await lease(cloud, key)
     assert other is not None
     assert other.version == work.version + 1

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import os
 import re
+import signal
 import socket
 import threading
 import traceback
@@ -352,3 +354,27 @@ async def test_no_password_is_said(place: Place, trouble: str, caplog: pytest.Lo
     said += [f"{record.getMessage()} {record.args}" for record in caplog.records]
 
     assert not re.search(rf":{password}|{password}@|password=", "\n".join(said))
+
+
+async def test_a_server_that_takes_everything_and_does_nothing_keeps_nobody_for_ever(
+    own_place: Place,
+) -> None:
+    """Its processes stand still: no limit of its own is met, and its kernel keeps the connections."""
+    store = Store(own_place.store().url.render_as_string(hide_password=False), longest=1.0)
+    own_place.stores.append(store)
+    await store.write(facts.state, "a", "before")
+    await store.read(facts.fact, "a")
+    pids = own_place.postgres.pids()
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(Unavailable):
+            await store.read(facts.fact, "a")
+        with pytest.raises(Unsettled):
+            await store.write(facts.state, "a", "perhaps")
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+    await store.write(facts.state, "a", "after")
+    assert await store.read(facts.fact, "a") == "after"

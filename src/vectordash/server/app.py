@@ -185,7 +185,8 @@ async def join(store: Store, clock: Clock, name: str, driver: Driver, ports: tup
         store.alone(connection)
         now = clock()
         joined = machines.join(connection, now, name, driver.kind, identity, ports)
-        if joined.identity == identity:
+        # Where another process makes the passes, it has seen the machines later than we, or will.
+        if joined.identity == identity and machines.watcher_of(connection, joined.id) is None:
             machines.record_machines(connection, now, joined.id, inventory)
         return joined
 

@@ -138,6 +138,10 @@ def load(environment: Mapping[str, str] = os.environ, **given: object) -> Settin
             "VECTORDASH_DATABASE takes postgresql://USER:PASSWORD@HOST/NAME. Leave it empty for SQLite in "
             "the data folder."
         )
+    if settings.database.partition("://")[2].partition("?")[0].count("@") > 1:
+        raise SettingsError(
+            "VECTORDASH_DATABASE has two @: in a name or a password write @ as %40, / as %2F."
+        )
     if settings.cluster != "local" and not settings.cluster.startswith("fake:/"):
         raise SettingsError(
             f"VECTORDASH_CLUSTER is {settings.cluster}: it takes `local`, or `fake:/PATH/OF/SOCKET`."

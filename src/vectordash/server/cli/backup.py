@@ -10,7 +10,6 @@ from vectordash.server.cli.arguments import example
 from vectordash.server.cli.folder import clock_of, data_option, demand_store, mend, settings_of
 from vectordash.server.db import backup
 from vectordash.server.db.backup import Backup, BackupRefused
-from vectordash.server.db.facts import time_of
 from vectordash.server.db.migrate import demand_head, revision
 from vectordash.server.db.session import Store
 from vectordash.server.settings import Settings
@@ -39,7 +38,7 @@ def command(context: click.Context, file: Path, *, with_key: bool, force: bool) 
         found = store.ask(revision)
         if found is None or store.shared:
             demand_head(found, mend(settings))
-        now = store.ask(time_of) or clock_of(context)()
+        now = clock_of(context)()
         made = backup.write(store, file, now, app.TABLES, keys)
     finally:
         store.close()

@@ -5,6 +5,8 @@ import click
 from vectordash.server.cli import checks, output
 from vectordash.server.cli.arguments import example
 from vectordash.server.cli.folder import clock_of, data_option, settings_of
+from vectordash.server.clock import BootClock
+from vectordash.wire.errors import Unavailable
 
 
 @click.command(epilog=example("vdserver doctor", "vdserver doctor --json"))
@@ -18,7 +20,11 @@ def command(context: click.Context, *, as_json: bool) -> int:
     what was measured, what is needed and, where that is missing, the command that mends it. Exits with 1 if
     a check fails.
     """
-    found = list(checks.examine(settings_of(context), clock_of(context)()))
+    try:
+        now = clock_of(context)()
+    except Unavailable:  # a check will tell
+        now = BootClock()()
+    found = list(checks.examine(settings_of(context), now))
     if as_json:
         output.give_json(found)
     elif output.on_terminal():

@@ -55,15 +55,31 @@ def clock_of(context: click.Context | None) -> Clock:
     """Give the command's clock: one for the whole command, so that all it writes is of one time."""
     if context is None:
         return BootClock()
-    clock: Clock = context.find_root().ensure_object(dict).setdefault("clock", BootClock())
+    values = context.find_root().ensure_object(dict)
+    if "clock" not in values:
+        values["clock"] = _clock(settings_of(context))
+    clock: Clock = values["clock"]
     return clock
+
+
+def _clock(settings: Settings) -> Clock:
+    """Make the clock that the servers go by: the database's time where several share it."""
+    if not settings.database:
+        return BootClock()
+    from vectordash.server.db.facts import time_of  # noqa: PLC0415 - slow, and `--help` needs none of it
+    from vectordash.server.db.session import Store  # noqa: PLC0415
+
+    store = Store(settings.store_url, readers=1)
+    try:
+        return BootClock(store.ask(time_of))
+    finally:
+        store.close()
 
 
 @contextmanager
 def opened(context: click.Context) -> Iterator["Store"]:
     """Open the store of a cloud that was started before, while it serves or not."""
-    from vectordash.server.db.facts import time_of  # noqa: PLC0415 - slow, and `--help` needs none of it
-    from vectordash.server.db.migrate import demand_head, revision  # noqa: PLC0415
+    from vectordash.server.db.migrate import demand_head, revision  # noqa: PLC0415 - slow, as above
     from vectordash.server.db.restoring import demand_not_moved  # noqa: PLC0415
     from vectordash.server.db.session import Store  # noqa: PLC0415
 
@@ -74,8 +90,6 @@ def opened(context: click.Context) -> Iterator["Store"]:
     store = Store(settings.store_url, readers=1)
     try:
         demand_head(store.ask(revision), mend(settings))
-        if store.shared:  # what is written is of the time that the servers go by
-            context.find_root().ensure_object(dict).setdefault("clock", BootClock(store.ask(time_of)))
         yield store
     finally:
         store.close()

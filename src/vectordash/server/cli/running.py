@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import socket
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,10 @@ async def _run(running: Running, store: Store) -> bool:
 
     def told_to_stop() -> None:
         if not stop.is_set():
-            loop.call_later(_CUT_OFF, _cut_off)
+            # A thread's, since the loop itself may be what does not come to an end.
+            timer = threading.Timer(_CUT_OFF, _cut_off)
+            timer.daemon = True
+            timer.start()
         stop.set()
 
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import psycopg
 from sqlalchemy import Connection, text
 
+from vectordash.server.db.postgres import NETWORK
 from vectordash.server.db.session import Store
 from vectordash.wire.errors import Unavailable
 
@@ -63,6 +64,9 @@ class News:
                 await self.store.write(_notify, [f"{self._own} {word}" for word in sorted(words)])
             except Unavailable as error:
                 log.info("news was not told: %s", error)
+            except Exception:  # nothing depends on a word, least of all the server
+                log.exception("news was not told")
+                await asyncio.sleep(_PAUSE)
 
     async def _listen(self) -> None:
         while True:
@@ -70,12 +74,14 @@ class News:
                 await self._hear_all()
             except psycopg.Error as error:
                 log.info("no news is heard: %s", " ".join(str(error).split()))
+            except Exception:  # likewise
+                log.exception("no news is heard")
             await asyncio.sleep(_PAUSE)
 
     async def _hear_all(self) -> None:
         url = self.store.url.set(drivername="postgresql").render_as_string(hide_password=False)
         connection = await psycopg.AsyncConnection.connect(
-            url, autocommit=True, connect_timeout=3, application_name="vdserver news"
+            url, autocommit=True, application_name="vdserver news", **NETWORK
         )
         async with connection:
             await connection.execute(f"listen {_CHANNEL}")

@@ -24,13 +24,14 @@ _LIMITS = {
     "client_connection_check_interval": 1_000,
 }
 """Milliseconds; as the server sees them."""
-_NETWORK = {
+NETWORK: dict[str, Any] = {
     "connect_timeout": 3,  # seconds
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
     "tcp_user_timeout": 5_000,  # milliseconds
 }
+"""Of every connection: one whose other end is gone is noticed in seconds."""
 _OUTAGES = {
     "08": "the connection to it was lost",
     "25006": "it is read-only now",
@@ -72,7 +73,7 @@ class Postgres:
         """Make the connections of readers or of writers. A reader's statements are each a transaction."""
         limits = _LIMITS | ({} if writes else {"default_transaction_read_only": "on"})
         arguments: dict[str, Any] = {
-            **_NETWORK,
+            **NETWORK,
             "application_name": "vdserver",
             "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),
         }
@@ -110,7 +111,7 @@ class Postgres:
             hide_parameters=True,
             isolation_level="REPEATABLE READ",
             connect_args={
-                **_NETWORK,
+                **NETWORK,
                 "application_name": "vdserver backup",
                 "options": f"{options} -c default_transaction_read_only=on",
             },

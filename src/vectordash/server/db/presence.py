@@ -123,29 +123,37 @@ class Presence:
     clock: Clock
     kind: str
     on_death: Callable[[], None] = lambda: None
-    """Called when another process was buried: what it held is to be taken up."""
+    """Called when somebody's leases have become void: what was held is to be taken up."""
     id: str = field(default_factory=lambda: secrets.token_hex(8))
     watch: Callable[[], float] = _watch
     _beaten: float = 0.0
+    _give_up: bool = False
     _seen: dict[str, tuple[int, float]] = field(default_factory=dict)
     """Of each other process: its number, and since when it stands still."""
 
     def enter(self) -> None:
         """Take part. Blocks; the server calls it before its loop begins."""
         began = self.watch()
-        self.store.change(self._enter)
+        self.store.change(self._enter, self.id)
         self._beaten = began
 
-    def _enter(self, connection: Connection) -> None:
+    def _enter(self, connection: Connection, name: str) -> None:
         now = self.clock()
         if not self.store.shared:
             clear(connection)
-        enter(connection, Process(self.id, self.kind, socket.gethostname(), os.getpid(), now, now))
+        enter(connection, Process(name, self.kind, socket.gethostname(), os.getpid(), now, now))
 
     @property
     def sure(self) -> bool:
         """Whether nobody can have buried this process yet."""
         return not self.store.shared or self.watch() - self._beaten < _SURE
+
+    def give_up(self) -> None:
+        """Let go of whatever this process holds, as soon as the store can be told: it goes on as another.
+
+        For one that was not sure and has put its tools down: it may have left leases that nobody works on.
+        """
+        self._give_up = True
 
     async def run(self) -> None:
         """Beat, and bury the dead, until cancelled. Returns at once where there is nobody to watch."""
@@ -161,22 +169,32 @@ class Presence:
     async def look(self) -> None:
         """Beat once, look at the others, and bury those that were seen dead."""
         began = self.watch()
-        numbers = await self.store.write(beat, self.id, self.clock())
-        if numbers is None:
-            log.error("this process was taken for dead; it goes on under another name")
-            self.id = secrets.token_hex(8)
-            await self.store.write(self._enter)
+        numbers = await self.store.write_at_once(beat, self.id, self.clock())
+        if numbers is None or self._give_up:
+            await self._begin_anew("was out of touch" if self._give_up else "was taken for dead")
             numbers = {}
         blind = began - self._beaten > BURIED / 2
         self._beaten = began
         if blind:  # what stood still meanwhile may have done so with us, such as when the database was away
             self._seen.clear()
         for other in self._still(numbers, self.watch()):
-            if await self.store.write(bury, other, numbers[other]):
+            if await self.store.write_at_once(bury, other, numbers[other]):
                 log.warning(
                     "process %s has not been heard of for %.0f s: its work is taken up", other, BURIED
                 )
                 self.on_death()
+
+    async def _begin_anew(self, why: str) -> None:
+        old, new = self.id, secrets.token_hex(8)
+
+        def change_name(connection: Connection) -> None:
+            leave(connection, old)
+            self._enter(connection, new)
+
+        await self.store.write_at_once(change_name)
+        self.id, self._give_up = new, False
+        log.warning("this process %s; it goes on under another name", why)
+        self.on_death()
 
     def _still(self, numbers: dict[str, int], now: float) -> list[str]:
         """Note what is seen; gives those that have stood still for too long."""
@@ -190,6 +208,6 @@ class Presence:
     async def leave(self) -> None:
         """Take part no longer; others take up what this process held."""
         try:
-            await self.store.write(leave, self.id)
+            await self.store.write_at_once(leave, self.id)
         except Unavailable as error:
             log.warning("the others will notice that this process has ended: %s", error)

@@ -19,23 +19,28 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import Connection, make_url
+from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from vectordash.server.db.postgres import Postgres
 from vectordash.server.db.sqlite import Sqlite
-from vectordash.wire.errors import Unavailable
+from vectordash.wire.errors import Unavailable, Unsettled
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+_SILENT = "it does not answer"
 
 
 class Store:
     """A database and the threads that speak to it.
 
     A change waits for its turn at most `patience` seconds, and behind at most `most_waiting` others; a
-    connection waits `lock_timeout` seconds for another program that holds SQLite's file.
+    connection waits `lock_timeout` seconds for another program that holds SQLite's file. Nobody waits for
+    more than `longest` seconds, which is longer than any end that the database itself puts to a wait: that
+    is for one that takes everything and does nothing, such as one whose disk hangs.
     """
 
     def __init__(
@@ -46,39 +51,53 @@ class Store:
         patience: float = 2.0,
         most_waiting: int = 2000,
         lock_timeout: float = 5.0,
+        longest: float = 15.0,
     ) -> None:
         self.url = make_url(url)
         self.shared = self.url.get_backend_name() == "postgresql"
         """Whether several processes may use it: then none is told what the others do."""
         self._patience = patience
         self._most_waiting = most_waiting
+        self._longest = longest
         self._kind = Postgres(self.url) if self.shared else Sqlite(self.url, lock_timeout)
         self._writer = self._kind.engine(pool=self._kind.writers, writes=True)
         self._reader = self._kind.engine(pool=readers, writes=False)
         self._write_threads = ThreadPoolExecutor(self._kind.writers, "store-write")
         self._read_threads = ThreadPoolExecutor(readers, "store-read")
+        self._spare = self._kind.engine(pool=1, writes=True)
+        self._spare_thread = ThreadPoolExecutor(1, "store-spare")
         self._waiting = 0
+        self._asking = 0
 
     async def read(
         self, question: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Ask; sees one consistent state. Raises `Unavailable` if the database does not answer."""
-
-        def run() -> T:
-            return self.ask(question, *args, **kwargs)
-
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._read_threads, run))
+        """Ask; a single statement sees one consistent state. Raises `Unavailable` if there is no answer."""
+        if self._asking >= self._most_waiting:
+            raise Unavailable(f"{self._asking} questions are waiting")
+        run = partial(self.ask, question, *args, **kwargs)
+        asked = asyncio.get_running_loop().run_in_executor(self._read_threads, run)
+        self._asking += 1
+        asked.add_done_callback(self._asked)
+        if not await _done(asked, self._longest):
+            raise Unavailable(_SILENT)
+        return asked.result()
 
     async def write(
         self, change: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        """Change, all or nothing; on disk when this returns. Raises `Unavailable` if it was not done."""
+        """Change, all or nothing; on disk when this returns.
+
+        Raises `Unavailable` if it was not done, `Unsettled` if that is not known.
+        """
         if self._waiting >= self._most_waiting:
             raise Unavailable(f"{self._waiting} changes are waiting")
+        began: list[float] = []
         asked = time.monotonic()
 
         def run() -> T:
-            if (waited := time.monotonic() - asked) > self._patience:
+            began.append(time.monotonic())
+            if (waited := began[0] - asked) > self._patience:
                 raise Unavailable(f"a change waited {waited:.1f} s for its turn")
             return self.change(change, *args, **kwargs)
 
@@ -86,10 +105,28 @@ class Store:
         made = asyncio.get_running_loop().run_in_executor(self._write_threads, run)
         self._waiting += 1
         made.add_done_callback(self._made)
-        return await asyncio.shield(made)
+        if not await _done(made, self._longest):
+            raise Unsettled if began else Unavailable(_SILENT)
+        return made.result()
 
-    def _made(self, _: object) -> None:
+    async def write_at_once(
+        self, change: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Change past all that wait, on a thread and a connection kept for it: for signs of life alone."""
+        run = partial(self._tried, partial(self._made_once, self._spare, change, *args, **kwargs))
+        made = asyncio.get_running_loop().run_in_executor(self._spare_thread, run)
+        made.add_done_callback(_look_at)
+        if not await _done(made, self._longest):
+            raise Unavailable(_SILENT)
+        return made.result()
+
+    def _asked(self, asked: "asyncio.Future[T]") -> None:
+        self._asking -= 1
+        _look_at(asked)
+
+    def _made(self, made: "asyncio.Future[T]") -> None:
         self._waiting -= 1
+        _look_at(made)
 
     def ask(self, question: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`read` for callers outside the event loop: commands."""
@@ -97,7 +134,7 @@ class Store:
 
     def change(self, change: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`write` for callers outside the event loop: commands, and the start of the server."""
-        return self._tried(partial(self._made_once, change, *args, **kwargs))
+        return self._tried(partial(self._made_once, self._writer, change, *args, **kwargs))
 
     def _tried(self, deed: Callable[[], T]) -> T:
         """Do it, and again if it certainly left nothing and may do better at once.
@@ -125,10 +162,14 @@ class Store:
             return question(connection, *args, **kwargs)
 
     def _made_once(
-        self, change: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs
+        self,
+        engine: Engine,
+        change: Callable[Concatenate[Connection, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> T:
         """Make a change in one transaction. A commit whose answer was lost is asked about."""
-        with self._writer.connect() as connection:
+        with engine.connect() as connection:
             result = change(connection, *args, **kwargs)
             number = self._kind.number(connection)
             try:
@@ -136,7 +177,7 @@ class Store:
             except DBAPIError as error:
                 if number is None or not error.connection_invalidated:
                     raise
-                if not self._kind.committed(self._writer, number):
+                if not self._kind.committed(engine, number):
                     raise
         return result
 
@@ -181,11 +222,24 @@ class Store:
 
     def hang_up(self) -> None:
         """Let go of the connections; the next question makes new ones."""
-        self._writer.dispose()
-        self._reader.dispose()
+        for engine in (self._writer, self._reader, self._spare):
+            engine.dispose()
 
     def close(self) -> None:
         """Finish what was begun, then let go of the database."""
         self._write_threads.shutdown()
         self._read_threads.shutdown()
+        self._spare_thread.shutdown()
         self.hang_up()
+
+
+async def _done(asked: "asyncio.Future[T]", longest: float) -> bool:
+    """Wait for a thread, but not for ever. A caller that is cancelled leaves the thread at work."""
+    done, _ = await asyncio.wait({asked}, timeout=longest)
+    return bool(done)
+
+
+def _look_at(made: "asyncio.Future[T]") -> None:
+    """Take note of an error whose caller is gone."""
+    if not made.cancelled():
+        made.exception()

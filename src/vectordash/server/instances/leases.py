@@ -108,7 +108,15 @@ class Term:
 
 
 def lease(connection: Connection, term: Term, keys: Sequence[str]) -> list[Work]:
-    """Take those of these instances that are due to work on, except what somebody else has or just takes."""
+    """Take those of these instances that are due to work on, except what somebody else has or just takes.
+
+    None at all if the holder was taken for dead meanwhile: its leases would be void.
+    """
+    lives = (
+        select(processes.c.id).where(processes.c.id == term.holder).with_for_update(read=True, key_share=True)
+    )
+    if connection.execute(lives).scalar() is None:
+        return []
     open_ones = (
         select(instances.c.key)
         .where(instances.c.key.in_(keys), instances.c.due_at <= term.now, _unleased(term.now))
@@ -208,13 +216,22 @@ def finish(
     """Give a lease back. What was desired meanwhile is due at once; `came_to` ends a back-off."""
     connection.execute(
         update(instances)
-        .where(instances.c.key == work.key, instances.c.lease_version == work.version)
+        .where(*_ours(work))
         .values(
             lease_until=None,
             lease_holder=None,
             due_at=case((instances.c.generation == work.generation, due_at), else_=now),
             failures=0 if came_to else instances.c.failures + 1,
         )
+    )
+
+
+def _ours(work: Work) -> tuple[ColumnElement[bool], ...]:
+    """Of this very lease, and it was not given back: then a record is repeated whose answer was lost."""
+    return (
+        instances.c.key == work.key,
+        instances.c.lease_version == work.version,
+        instances.c.lease_until.is_not(None),
     )
 
 
@@ -228,9 +245,7 @@ Hold = Literal[
 def held(connection: Connection, work: Work) -> Hold:
     """Tell whether the lease is still ours and what for, and keep it so until the transaction ends."""
     ours = connection.execute(
-        select(instances.c.ended_at)
-        .where(instances.c.key == work.key, instances.c.lease_version == work.version)
-        .with_for_update(key_share=True)
+        select(instances.c.ended_at).where(*_ours(work)).with_for_update(key_share=True)
     ).one_or_none()
     if ours is None:
         return "lost"

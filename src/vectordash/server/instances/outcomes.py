@@ -40,6 +40,7 @@ def activate(connection: Connection, work: Work, attempt: Attempt, now: datetime
         .where(
             instances.c.key == work.key,
             instances.c.lease_version == work.version,
+            instances.c.lease_until.is_not(None),
             instances.c.ended_at.is_(None),
             instances.c.active_at.is_(None),
         )
@@ -90,16 +91,21 @@ def restart_failed(connection: Connection, work: Work, attempt: Attempt, why: st
     """A stopped instance did not start again."""
     if held(connection, work) != "wanted":
         return
-    connection.execute(
-        update(instances).where(instances.c.key == work.key).values(restarts=instances.c.restarts + 1)
+    counted = connection.execute(
+        update(instances)
+        .where(instances.c.key == work.key, instances.c.restarts == work.restarts)
+        .values(restarts=work.restarts + 1)
+        .returning(instances.c.key)
     )
+    if counted.scalar() is None:  # recorded before, though the answer was lost
+        return
     message = f"It had stopped and did not start again: {why}."
     store.tell(connection, work.key, now, "restart_failed", message, attempt.number)
 
 
 def lose(connection: Connection, work: Work, attempt: Attempt, why: str, now: datetime) -> None:
     """It was active and is lost: ended when it was last seen well."""
-    if held(connection, work) == "lost":
+    if held(connection, work) != "wanted":
         return
     machines.suspect(connection, attempt.gpu_id, f"{work.key} was lost on it: {why}")
     last_well = work.unseen_since or _last_well(connection, work, attempt, now)

@@ -100,6 +100,7 @@ class Reconciler:
             if not self.presence.sure and self._at_work:
                 log.warning("the store is out of reach: %d instances wait", len(self._at_work))
                 await self._cancel_work()
+                self.presence.give_up()
 
     async def _begin_those_due(self, around: Surroundings) -> float:
         """Begin work on as many as there is room for; gives the seconds until the next is due."""

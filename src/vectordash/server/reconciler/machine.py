@@ -91,10 +91,12 @@ class Watch:
         watcher = await self.store.read(machines.watcher_of, self.cluster.id)
         if watcher == self.presence.id:
             return True
-        if watcher is not None or not await self.store.write(self._take_over):
-            self._written, self._down = None, False
-            return False
-        return True
+        self._forget()
+        return watcher is None and await self.store.write(self._take_over)
+
+    def _forget(self) -> None:
+        """Others may have written since: the next pass writes all that it sees."""
+        self._written, self._down = None, False
 
     def _take_over(self, connection: Connection) -> bool:
         """Make the passes from now on. A grace that ended while nobody did is given anew."""
@@ -128,6 +130,9 @@ class Watch:
         orphans = await self.store.write(
             self._record, began, last_well or began, inventory, before, listed, strange
         )
+        if orphans is None:  # taken for dead meanwhile, and nothing was written: what was seen may be old
+            self._forget()
+            return _Found()
         self._written, self._down = inventory, False
         return _Found(
             stray={name for name, released in known.items() if released},
@@ -159,10 +164,10 @@ class Watch:
         before: Sequence[Standing],
         listed: Sequence[SeenInstance],
         strange: Sequence[SeenInstance],
-    ) -> list[Orphan]:
-        """Gives the orphans as the store has them now."""
+    ) -> list[Orphan] | None:
+        """Gives the orphans as the store has them now; None if the passes have fallen to another process."""
         if not machines.watches(connection, self.cluster.id, self.presence.id):
-            return []  # taken for dead meanwhile: what was seen may be old
+            return None
         if inventory != self._written:
             machines.record_machines(connection, now, self.cluster.id, inventory)
         running = {one.name for one in listed if one.state == "running"}
@@ -209,16 +214,16 @@ class Watch:
             log.warning("cluster %s: %s", self.cluster.name, why)
             return
         log.error("cluster %s has not been seen well since %s: %s", self.cluster.name, last_well, why)
-        await self.store.write(self._record_down, last_well, now)
-        self._down, self._written = True, None
+        self._down, self._written = await self.store.write(self._record_down, last_well, now), None
 
-    def _record_down(self, connection: Connection, last_well: datetime, now: datetime) -> None:
+    def _record_down(self, connection: Connection, last_well: datetime, now: datetime) -> bool:
         if not machines.watches(connection, self.cluster.id, self.presence.id):
-            return
+            return False
         machines.offline(connection, self.cluster.id)
         lost_at = now + timedelta(seconds=self.grace)
         keys = sightings.active_on(connection, self.cluster.id)
         sightings.miss(connection, keys, last_well, now, lost_at=lost_at, look_at=lost_at)
+        return True
 
     async def _recall(self, names: Collection[str]) -> None:
         """Keep what orphans were made from. What is not told now is asked for again by the next pass."""
