@@ -7,8 +7,6 @@ and takes orders for faults. With a PostgreSQL the store is a database on it, ot
 import asyncio
 import contextlib
 import functools
-import http.client
-import json
 import os
 import signal
 import subprocess
@@ -21,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from databases import Postgres
-from server import VDSERVER, Reply, eventually, free_port
+from server import VDSERVER, Reply, eventually, free_port, send
 from vectordash.server import app
 from vectordash.server.accounts import service as accounts
 from vectordash.server.clock import BootClock
@@ -146,16 +144,7 @@ class Company:
         timeout: float = 30.0,
     ) -> Reply:
         """Send a request to one of the APIs."""
-        sent = {"Authorization": f"Bearer {self.token}", **(headers or {})}
-        if body is not None:
-            sent["Content-Type"] = "application/json"
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-        try:
-            connection.request(method, path, None if body is None else json.dumps(body), sent)
-            answer = connection.getresponse()
-            return Reply(answer.status, dict(answer.getheaders()), answer.read().decode())
-        finally:
-            connection.close()
+        return send(port, self.token, method, path, body, headers, timeout)
 
     def of_cluster(self, question: Callable[[ServedFake], Any]) -> Any:
         """Ask the cluster something, past the cloud."""

@@ -62,6 +62,28 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def send(
+    port: int,
+    token: str,
+    method: str,
+    path: str,
+    body: object = None,
+    headers: Mapping[str, str] | None = None,
+    timeout: float = 60.0,
+) -> Reply:
+    """Send a request to an API on loopback."""
+    sent = {"Authorization": f"Bearer {token}", **(headers or {})}
+    if body is not None:
+        sent["Content-Type"] = "application/json"
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body), sent)
+        answer = connection.getresponse()
+        return Reply(answer.status, dict(answer.getheaders()), answer.read().decode())
+    finally:
+        connection.close()
+
+
 @dataclass
 class Server:
     """One running `vdserver up`."""
@@ -94,16 +116,7 @@ class Server:
         timeout: float = 60.0,
     ) -> Reply:
         """Send a request as the demo account."""
-        sent = {"Authorization": f"Bearer {self.environment['VECTORDASH_TOKEN']}", **(headers or {})}
-        if body is not None:
-            sent["Content-Type"] = "application/json"
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        try:
-            connection.request(method, path, None if body is None else json.dumps(body), sent)
-            answer = connection.getresponse()
-            return Reply(answer.status, dict(answer.getheaders()), answer.read().decode())
-        finally:
-            connection.close()
+        return send(self.port, self.environment["VECTORDASH_TOKEN"], method, path, body, headers, timeout)
 
     def rent(self, name: str, gpu: str | None = None, **headers: str) -> Any:
         """Rent and wait until it is active; gives the instance."""

@@ -99,13 +99,8 @@ def test_a_database_that_is_away_for_half_a_minute(tmp_path: Path, kind: str) ->
         server = stack.enter_context(private_postgres(fsync="on")) if kind == "postgresql" else None
         cloud, part = stack.enter_context(serving(tmp_path, server))
         running, doomed = rent(cloud, part, "running"), rent(cloud, part, "doomed")
-        promised = cloud.call(
-            part.port,
-            "POST",
-            "/api/instances",
-            {"name": "promised", "gpu": "1080 ti"},
-            {"Idempotency-Key": "before"},
-        ).json["instance"]["key"]
+        wish, once = {"name": "promised", "gpu": "1080 ti"}, {"Idempotency-Key": "before"}
+        promised = cloud.call(part.port, "POST", "/api/instances", wish, once).json["instance"]["key"]
         away = power_cut if kind == "postgresql" else locked_out
         with away(cloud):
             end = time.monotonic() + _OUTAGE
@@ -131,13 +126,7 @@ def test_a_database_that_is_away_for_half_a_minute(tmp_path: Path, kind: str) ->
         )
 
         assert status(cloud, part, running) == "active"
-        again = cloud.call(
-            part.port,
-            "POST",
-            "/api/instances",
-            {"name": "promised", "gpu": "1080 ti"},
-            {"Idempotency-Key": "before"},
-        )
+        again = cloud.call(part.port, "POST", "/api/instances", wish, once)
         assert again.json["instance"]["key"] == promised
         assert cloud.call(part.port, "DELETE", f"/api/instances/{doomed}").status == 204
         rent(cloud, part, "after")

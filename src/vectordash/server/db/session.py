@@ -188,23 +188,20 @@ class Store:
     @contextmanager
     def migrating(self) -> Iterator[Connection]:
         """Give a connection on which tables can be rebuilt, in one transaction that nobody shares."""
-        engine = self._kind.migrating_engine()
-        try:
-            with engine.begin() as connection:
-                self._kind.alone(connection)
-                yield connection
-                self._kind.check_migrated(connection)
-        except DBAPIError as error:
-            if (outage := self._kind.outage(error)) is None:
-                raise
-            raise outage from error
-        finally:
-            engine.dispose()
+        with self._apart(self._kind.migrating_engine()) as connection, connection.begin():
+            self._kind.alone(connection)
+            yield connection
+            self._kind.check_migrated(connection)
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
         """Give a connection that sees one state of everything, however long it reads; nobody waits for it."""
-        engine = self._kind.snapshot_engine()
+        with self._apart(self._kind.snapshot_engine()) as connection:
+            yield connection
+
+    @contextmanager
+    def _apart(self, engine: Engine) -> Iterator[Connection]:
+        """Give a connection of its own, for what takes long."""
         try:
             with engine.connect() as connection:
                 yield connection
