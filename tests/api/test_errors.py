@@ -615,7 +615,7 @@ async def test_a_store_with_too_much_to_write_refuses_more_at_once(cloud: Cloud)
 
     answer = await cloud.call("POST", "/api/instances", WISH)
     go_on.set()
-    await asyncio.gather(*queue)
+    await asyncio.gather(*queue, return_exceptions=True)  # on a busy machine some have waited too long
 
     check(answer, 503, "store_unavailable")
     assert stalled[0].result()
