@@ -82,14 +82,18 @@ class Cloud:
     _watch: Watch = field(init=False)
 
     def __post_init__(self) -> None:
+        self._watch = self.watch_of(self.plane.presence)
+
+    def watch_of(self, presence: Presence) -> Watch:
+        """Make the passes of a process."""
         settings = self.plane.settings
-        self._watch = Watch(
+        return Watch(
             self.plane.store,
             self.clock,
             self.cluster,
             settings.grace,
             settings.machine_timeout,
-            self.plane.presence,
+            presence,
             self.plane.reconciler.vault,
         )
 

@@ -8,7 +8,6 @@ from cloud import Cloud
 from sights import demand_order, row_of
 from vectordash.server.drivers.fake import Fault
 from vectordash.server.instances import leases
-from vectordash.server.reconciler.machine import Watch
 
 pytestmark = pytest.mark.asyncio
 
@@ -18,21 +17,13 @@ HOUR = timedelta(hours=1)
 async def restart(cloud: Cloud, by: timedelta) -> None:
     """Let the process that is there end, and the next one begin with a clock that is off by so much."""
     cloud.clock.now += by
-    plane, settings = cloud.plane, cloud.plane.settings
+    plane = cloud.plane
     await plane.presence.leave()
     plane.presence.id = f"after {cloud.clock.now}"
     plane.presence.enter()
     await plane.store.write(leases.look_at_all, cloud.clock())
     cloud.cluster.asked = cloud.cluster.trusted = False
-    cloud._watch = Watch(
-        plane.store,
-        cloud.clock,
-        cloud.cluster,
-        settings.grace,
-        settings.machine_timeout,
-        plane.presence,
-        plane.reconciler.vault,
-    )
+    cloud._watch = cloud.watch_of(plane.presence)
 
 
 @pytest.mark.parametrize("by", [HOUR, -HOUR], ids=["ahead", "behind"])

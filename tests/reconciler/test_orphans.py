@@ -24,7 +24,6 @@ from vectordash.server.instances.tables import attempts, events, idempotency, in
 from vectordash.server.machines import store as machines
 from vectordash.server.machines.store import Orphan
 from vectordash.server.machines.tables import gpus
-from vectordash.server.reconciler.machine import Watch
 from vectordash.wire.errors import BadRequest
 
 pytestmark = pytest.mark.asyncio
@@ -93,17 +92,8 @@ def deeds(connection: Connection) -> list[str]:
 
 def new_process(cloud: Cloud) -> None:
     """Let another process make the passes from now on, that remembers nothing."""
-    plane, settings = cloud.plane, cloud.plane.settings
-    cloud._watch = Watch(
-        plane.store,
-        cloud.clock,
-        cloud.cluster,
-        settings.grace,
-        settings.machine_timeout,
-        plane.presence,
-        plane.reconciler.vault,
-        recall_seconds=0.05,
-    )
+    cloud._watch = cloud.watch_of(cloud.plane.presence)
+    cloud._watch.recall_seconds = 0.05
 
 
 # What a pass keeps of them

@@ -29,18 +29,10 @@ def present(connection: Any) -> set[tuple[bool, bool]]:
 
 def another(cloud: Cloud, name: str) -> Watch:
     """Make the watch of another process, which lives."""
-    plane, settings = cloud.plane, cloud.plane.settings
+    plane = cloud.plane
     process = presence.Presence(plane.store, HandClock(), "reconciler", id=name)
     plane.store.change(process._enter if plane.store.shared else enter_beside, name)
-    return Watch(
-        plane.store,
-        cloud.clock,
-        cloud.cluster,
-        settings.grace,
-        settings.machine_timeout,
-        process,
-        plane.reconciler.vault,
-    )
+    return cloud.watch_of(process)
 
 
 def enter_beside(connection: Any, name: str) -> None:

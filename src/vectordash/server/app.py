@@ -150,18 +150,14 @@ def open_vault(settings: Settings, store: Store) -> Vault:
     file = settings.data / "encryption.key"
     made = False
     sealed_with = store.ask(facts.fact, "encryption key")
-    if settings.encryption_keys:
-        loaded = vault.from_text(settings.encryption_keys)
-    elif file.exists():
-        loaded = vault.from_file(file)
-    elif sealed_with is None:
-        loaded = vault.create_file(file)
-        made = True
-    else:
+    loaded = vault.load(settings)
+    if loaded is None and sealed_with is not None:
         raise VaultError(
             f"The store's secrets are sealed with the key {sealed_with}, and {file} is missing. Put it back, "
             "or set VECTORDASH_ENCRYPTION_KEYS."
         )
+    if loaded is None:
+        loaded, made = vault.create_file(file), True
     if sealed_with is not None and not loaded.holds(sealed_with):
         raise VaultError(
             f"The store's secrets are sealed with the key {sealed_with}; loaded is {loaded.current}. Put the "

@@ -14,6 +14,7 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from vectordash.server.settings import Settings
 from vectordash.server.trouble import Trouble
 
 _ID = 8
@@ -66,6 +67,14 @@ def from_text(text: str) -> Vault:
 def from_file(path: Path) -> Vault:
     """Read the vault of a data folder."""
     return from_text(path.read_text(encoding="ascii", errors="replace"))
+
+
+def load(settings: Settings) -> Vault | None:
+    """Load the keys that the settings give, or else the data folder's file; None where neither is."""
+    if settings.encryption_keys:
+        return from_text(settings.encryption_keys)
+    file = settings.data / "encryption.key"
+    return from_file(file) if file.exists() else None
 
 
 def create_file(path: Path) -> Vault:

@@ -1,7 +1,6 @@
 """`vdserver move`: move the store from SQLite's file to PostgreSQL."""
 
 from pathlib import Path
-from urllib.parse import quote
 
 import click
 import msgspec
@@ -15,7 +14,7 @@ from vectordash.server.cli.unused import demand_unused
 from vectordash.server.clock import as_written
 from vectordash.server.db import copying, presence, restoring
 from vectordash.server.db.copying import NotCopied
-from vectordash.server.db.session import Store
+from vectordash.server.db.session import Store, of_file
 from vectordash.server.settings import Settings
 from vectordash.server.trouble import Trouble
 
@@ -73,7 +72,7 @@ def _copied(settings: Settings, target: Store) -> dict[str, int]:
 
 def _demand_same(data: Path, aside: Path, target: Store) -> None:
     """Compare once more what can no longer change: a command may have written before the file went away."""
-    source = Store(f"sqlite:///{quote(str(aside.absolute()))}", readers=1)
+    source = of_file(aside)
     try:
         with source.snapshot() as one, target.snapshot() as other:
             copying.compare(one, other, app.TABLES)

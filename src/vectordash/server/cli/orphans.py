@@ -172,12 +172,10 @@ def _keys(settings: Settings, store: Store) -> Vault:
 
 
 def _loaded(settings: Settings) -> Vault:
-    if settings.encryption_keys:
-        return vault.from_text(settings.encryption_keys)
-    file = settings.data / "encryption.key"
-    if not file.exists():
+    if (loaded := vault.load(settings)) is None:
+        file = settings.data / "encryption.key"
         raise VaultError(f"{file} is missing. Put it back, or set VECTORDASH_ENCRYPTION_KEYS.")
-    return vault.from_file(file)
+    return loaded
 
 
 def _specs(settings: Settings, found: list[Orphan]) -> dict[str, Spec]:

@@ -1,7 +1,6 @@
 """`vdserver restore`: put a backup in the store's place."""
 
 from pathlib import Path
-from urllib.parse import quote
 
 import click
 from sqlalchemy import Connection
@@ -15,7 +14,7 @@ from vectordash.server.clock import Clock
 from vectordash.server.db import backup, presence, restoring
 from vectordash.server.db.backup import Backup, BackupRefused, beside, put
 from vectordash.server.db.migrate import head
-from vectordash.server.db.session import Store
+from vectordash.server.db.session import Store, of_file
 from vectordash.server.machines.doubt import doubt_free
 from vectordash.server.settings import Settings
 from vectordash.server.vault import VaultError
@@ -63,12 +62,10 @@ def _missing_keys(settings: Settings, found: Backup) -> str | None:
     if found.key_id is None:
         return None
     file = settings.data / "encryption.key"
-    if settings.encryption_keys or file.exists():
-        text = settings.encryption_keys
-        loaded = vault.from_text(text) if text else vault.from_file(file)
+    if (loaded := vault.load(settings)) is not None:
         if loaded.holds(found.key_id):
             return None
-        where = "VECTORDASH_ENCRYPTION_KEYS" if text else str(file)
+        where = "VECTORDASH_ENCRYPTION_KEYS" if settings.encryption_keys else str(file)
         what = "put the right one there" + (", or nothing: the backup brings its own" if found.keys else "")
         raise VaultError(
             f"The backup needs the encryption key {found.key_id}, and {where} has {loaded.current}. Nothing "
@@ -98,7 +95,7 @@ def _demand_room(settings: Settings) -> None:
 def _prepare(found: Backup, made: Path, clock: Clock) -> None:
     """Make of a backup, in a file beside the store, the store that is to be."""
     backup.unpack(found, made)
-    store = _store(made)
+    store = of_file(made)
 
     def mend(connection: Connection) -> None:
         presence.clear(connection)  # with them their leases are void
@@ -128,17 +125,13 @@ def _into_file(settings: Settings, made: Path, context: click.Context) -> Path |
 
 
 def _into_postgres(settings: Settings, made: Path) -> None:
-    source, target = _store(made), Store(settings.store_url, readers=1)
+    source, target = of_file(made), Store(settings.store_url, readers=1)
     try:
         with source.snapshot() as connection:
             restoring.fill(target, connection, app.TABLES, app.FRESH)
     finally:
         source.close()
         target.close()
-
-
-def _store(file: Path) -> Store:
-    return Store(f"sqlite:///{quote(str(file.absolute()))}", readers=1)
 
 
 def _tell(settings: Settings, found: Backup, aside: Path | None, *, put_key: bool) -> None:

@@ -24,7 +24,7 @@ from sqlalchemy import MetaData
 from vectordash import __version__
 from vectordash.server.db import copying
 from vectordash.server.db.migrate import SchemaError, head, revision, upgrade
-from vectordash.server.db.session import Store
+from vectordash.server.db.session import Store, of_file
 from vectordash.server.trouble import Trouble
 from vectordash.server.vault import VaultError, from_text
 from vectordash.wire.errors import Unavailable
@@ -199,7 +199,7 @@ def _from_sqlite(store: Store, partial: Path) -> None:
 
 
 def _from_postgres(store: Store, partial: Path, tables: MetaData) -> None:
-    made = Store(f"sqlite:///{quote(str(partial))}", readers=1)
+    made = of_file(partial)
     try:
         with store.snapshot() as source:
             if (found := revision(source)) != head():

@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
+from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError
@@ -228,6 +230,11 @@ class Store:
         self._read_threads.shutdown()
         self._spare_thread.shutdown()
         self.hang_up()
+
+
+def of_file(file: Path) -> Store:
+    """Open a store in any file of SQLite's: a backup, or one that is to take another's place."""
+    return Store(f"sqlite:///{quote(str(file.absolute()))}", readers=1)
 
 
 async def _done(asked: "asyncio.Future[T]", longest: float) -> bool:
